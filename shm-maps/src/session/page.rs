@@ -1,0 +1,323 @@
+//! The session page: the memory a tool and its traced processes share besides maps.
+//!
+//! ```text
+//! 0     Header   magic, version, slots, tool pid
+//! 64    Wake     futex word the tool's waker sleeps on; counters
+//! 128   Slot[n]  one cache line each: who runs a program on CPU slot i
+//! ```
+//! A run of a program owns one CPU slot from entry to exit. The slot number stands for the CPU everywhere (per-CPU
+//! values, perf rings), so two threads that the kernel runs on one CPU never write one per-CPU value, and a perf ring
+//! has one producer. A slot's word names its owner, so a slot whose owner died can be taken back.
+
+use rustix::fd::{AsFd, OwnedFd};
+use rustix::fs::{MemfdFlags, SealFlags};
+use rustix::io::Errno;
+use rustix::mm::{self, MapFlags, ProtFlags};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+const MAGIC: u64 = 0x4250_4654_494d_4531; // "BPFTIME1"
+/// More CPUs than Linux supports (`CONFIG_NR_CPUS` is at most 8192); bounds the page.
+const SLOTS_MAX: u32 = 8192;
+
+#[repr(C, align(64))]
+struct Header {
+    magic: AtomicU64,
+    slots: AtomicU32,
+    pad: [u32; 13],
+}
+
+#[repr(C, align(64))]
+struct WakeLine {
+    seq: AtomicU32,
+    pad: u32,
+    missed: AtomicU64,
+    rest: [u64; 6],
+}
+
+/// One CPU slot. `owner` is 0 when free, else [`OwnerWord`].
+#[repr(C, align(64))]
+struct Slot {
+    owner: AtomicU64,
+    rest: [u64; 7],
+}
+
+const _: () = assert!(size_of::<Header>() == 64 && size_of::<WakeLine>() == 64 && size_of::<Slot>() == 64);
+
+/// Who owns a lock or a slot in shared memory: the process's index in the session (never 0) and the thread.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OwnerWord(pub u64);
+
+impl OwnerWord {
+    /// The word of a thread. `owner` is the index from `Welcome`, `tid` the kernel's thread id.
+    pub fn new(owner: u32, tid: u32) -> Self {
+        Self((owner as u64) << 32 | tid as u64)
+    }
+    /// The process's index.
+    pub fn owner(self) -> u32 {
+        (self.0 >> 32) as u32
+    }
+    /// The thread id, in the pid namespace of the owner.
+    pub fn tid(self) -> u32 {
+        self.0 as u32
+    }
+}
+
+/// A mapped session page.
+pub struct Page {
+    base: *mut u8,
+    len: usize,
+    /// Private copy: the shared field is for the other side's check only.
+    slots: u32,
+}
+
+// SAFETY: the memory behind `base` is only accessed through atomics, and stays mapped until drop.
+unsafe impl Send for Page {}
+// SAFETY: as above.
+unsafe impl Sync for Page {}
+
+fn page_len(slots: u32) -> usize {
+    (128 + slots as usize * size_of::<Slot>()).next_multiple_of(4096)
+}
+
+impl Page {
+    /// A new page with `slots` CPU slots, and the sealed memfd that holds it.
+    pub fn create(slots: u32) -> Result<(OwnedFd, Self), Errno> {
+        if slots == 0 || slots > SLOTS_MAX {
+            return Err(Errno::INVAL);
+        }
+        let fd = rustix::fs::memfd_create("bpftime-session", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
+        rustix::fs::ftruncate(&fd, page_len(slots) as u64)?;
+        rustix::fs::fcntl_add_seals(&fd, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
+        let page = Self::map(&fd, slots)?;
+        page.header().slots.store(slots, Ordering::Relaxed);
+        // Release: pairs with the Acquire in `open`; whoever sees the magic sees the number of slots.
+        page.header().magic.store(MAGIC, Ordering::Release);
+        Ok((fd, page))
+    }
+
+    /// Maps the page behind `fd` after checking that its size is sealed and its header is sound.
+    pub fn open(fd: &OwnedFd) -> Result<Self, Errno> {
+        let seals = rustix::fs::fcntl_get_seals(fd)?;
+        let len = rustix::fs::fstat(fd)?.st_size as usize;
+        if !seals.contains(SealFlags::SHRINK) || len < page_len(1) {
+            return Err(Errno::BADMSG);
+        }
+        let probe = Self::map(fd, 1)?;
+        // Acquire: pairs with the Release in `create`.
+        let magic = probe.header().magic.load(Ordering::Acquire);
+        let slots = probe.header().slots.load(Ordering::Relaxed);
+        if magic != MAGIC || slots == 0 || slots > SLOTS_MAX || len < page_len(slots) {
+            return Err(Errno::BADMSG);
+        }
+        Self::map(fd, slots)
+    }
+
+    fn map(fd: impl AsFd, slots: u32) -> Result<Self, Errno> {
+        let len = page_len(slots);
+        // SAFETY: a fresh shared mapping of a file whose size is sealed; no existing mapping is touched.
+        let base = unsafe {
+            mm::mmap(std::ptr::null_mut(), len, ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED, fd, 0)?
+        };
+        Ok(Self { base: base.cast(), len, slots })
+    }
+
+    fn header(&self) -> &Header {
+        // SAFETY: the mapping is at least a page long and page aligned; every field peers write is atomic.
+        unsafe { &*self.base.cast() }
+    }
+
+    fn wake_line(&self) -> &WakeLine {
+        // SAFETY: as `header`; the line stands at byte 64.
+        unsafe { &*self.base.add(64).cast() }
+    }
+
+    #[inline]
+    fn slot(&self, i: u32) -> &Slot {
+        debug_assert!(i < self.slots);
+        // SAFETY: i < slots, and `map` sized the mapping for that many lines behind byte 128.
+        unsafe { &*self.base.add(128).cast::<Slot>().add(i as usize) }
+    }
+
+    /// Number of CPU slots.
+    #[inline]
+    pub fn slots(&self) -> u32 {
+        self.slots
+    }
+
+    /// Takes a CPU slot for `me`, preferably `cpu`'s own. `None` after a bounded wait, which [`Page::missed`] counts.
+    ///
+    /// Async-signal-safe: a signal handler that interrupts a run takes another slot. `alive` tells whether a thread of
+    /// the caller's own process still exists; slots of other processes are freed by the tool ([`Page::recover`]).
+    #[inline]
+    pub fn acquire(&self, cpu: u32, me: OwnerWord, alive: impl Fn(u32) -> bool) -> Option<u32> {
+        let cpu = if cpu < self.slots { cpu } else { cpu % self.slots };
+        if self.try_slot(cpu, me) { Some(cpu) } else { self.acquire_slow(cpu, me, alive) }
+    }
+
+    #[inline]
+    fn try_slot(&self, i: u32, me: OwnerWord) -> bool {
+        // Acquire: pairs with the Release in `release`; the values of the previous run on this slot are visible.
+        self.slot(i).owner.compare_exchange(0, me.0, Ordering::Acquire, Ordering::Relaxed).is_ok()
+    }
+
+    #[cold]
+    fn acquire_slow(&self, cpu: u32, me: OwnerWord, alive: impl Fn(u32) -> bool) -> Option<u32> {
+        // A run takes microseconds; the owner of a slot may be off its CPU for some scheduler ticks.
+        const ROUNDS: u32 = 4000;
+        for round in 0..ROUNDS {
+            for i in 0..self.slots {
+                let i = (cpu + i) % self.slots;
+                if self.try_slot(i, me) {
+                    return Some(i);
+                }
+            }
+            if round % 64 == 63 && self.reclaim_own(me, &alive) {
+                continue;
+            }
+            if self.only_mine(me) {
+                break;
+            }
+            if round < 64 {
+                rustix::thread::sched_yield();
+            } else {
+                let _ = rustix::thread::nanosleep(&rustix::time::Timespec { tv_sec: 0, tv_nsec: 50_000 });
+            }
+        }
+        self.wake_line().missed.fetch_add(1, Ordering::Relaxed);
+        None
+    }
+
+    /// Whether every slot belongs to the asking thread: handlers nested in handlers, waiting would be for ever.
+    fn only_mine(&self, me: OwnerWord) -> bool {
+        (0..self.slots).all(|i| self.slot(i).owner.load(Ordering::Relaxed) == me.0)
+    }
+
+    /// Frees slots of threads of this process that are gone (killed inside a run). Tells whether one was.
+    fn reclaim_own(&self, me: OwnerWord, alive: &impl Fn(u32) -> bool) -> bool {
+        let mut freed = false;
+        for i in 0..self.slots {
+            let word = OwnerWord(self.slot(i).owner.load(Ordering::Relaxed));
+            if word.owner() == me.owner() && word.0 != 0 && !alive(word.tid()) {
+                let owner = &self.slot(i).owner;
+                freed |= owner.compare_exchange(word.0, 0, Ordering::AcqRel, Ordering::Relaxed).is_ok();
+            }
+        }
+        freed
+    }
+
+    /// Gives slot `i` back.
+    #[inline]
+    pub fn release(&self, i: u32) {
+        // Release: pairs with the Acquire in `try_slot`.
+        self.slot(i).owner.store(0, Ordering::Release);
+    }
+
+    /// Frees the slots of a process that died.
+    pub fn recover(&self, owner: u32) {
+        for i in 0..self.slots {
+            let word = self.slot(i).owner.load(Ordering::Relaxed);
+            if word != 0 && OwnerWord(word).owner() == owner {
+                let _ = self.slot(i).owner.compare_exchange(word, 0, Ordering::AcqRel, Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// Runs that did not happen because no CPU slot could be had.
+    pub fn missed(&self) -> u64 {
+        self.wake_line().missed.load(Ordering::Relaxed)
+    }
+
+    /// Counts a run that did not happen.
+    pub fn count_missed(&self) {
+        self.wake_line().missed.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Wakes the tool's waker: some ring has records for a consumer that waits.
+    pub fn wake_tool(&self) {
+        let word = &self.wake_line().seq;
+        // Release: pairs with the Acquire in `wait`; the waker sees the ring state written before.
+        word.fetch_add(1, Ordering::Release);
+        let _ = rustix::thread::futex::wake(word, rustix::thread::futex::Flags::empty(), 1);
+    }
+
+    /// The value to give to [`Page::wait`]; read it before looking at the rings.
+    pub fn wake_seq(&self) -> u32 {
+        self.wake_line().seq.load(Ordering::Acquire)
+    }
+
+    /// Sleeps until [`Page::wake_tool`] was called after `seq` was read, at most `timeout`.
+    pub fn wait(&self, seq: u32, timeout: std::time::Duration) {
+        let ts = rustix::time::Timespec {
+            tv_sec: timeout.as_secs() as i64,
+            tv_nsec: timeout.subsec_nanos() as i64,
+        };
+        let flags = rustix::thread::futex::Flags::empty();
+        let _ = rustix::thread::futex::wait(&self.wake_line().seq, flags, seq, Some(&ts));
+    }
+}
+
+impl Drop for Page {
+    fn drop(&mut self) {
+        // SAFETY: base and len are exactly what mmap returned; nobody holds references past the Page.
+        let _ = unsafe { mm::munmap(self.base.cast(), self.len) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn me(owner: u32, tid: u32) -> OwnerWord {
+        OwnerWord::new(owner, tid)
+    }
+
+    #[test]
+    fn a_taken_slot_sends_the_next_run_to_another() {
+        let (_fd, page) = Page::create(2).unwrap();
+        assert_eq!(page.acquire(1, me(1, 10), |_| true), Some(1));
+        assert_eq!(page.acquire(1, me(1, 11), |_| true), Some(0));
+        page.release(1);
+        assert_eq!(page.acquire(1, me(1, 12), |_| true), Some(1));
+    }
+
+    #[test]
+    fn a_thread_that_owns_all_slots_does_not_wait_for_itself() {
+        let (_fd, page) = Page::create(1).unwrap();
+        assert_eq!(page.acquire(0, me(1, 10), |_| true), Some(0));
+        assert_eq!(page.acquire(0, me(1, 10), |_| true), None);
+        assert_eq!(page.missed(), 1);
+    }
+
+    #[test]
+    fn slots_of_dead_threads_and_processes_come_back() {
+        let (_fd, page) = Page::create(1).unwrap();
+        assert_eq!(page.acquire(0, me(1, 10), |_| true), Some(0));
+        assert_eq!(page.acquire(0, me(1, 11), |tid| tid != 10), Some(0));
+        page.recover(2);
+        assert!(!page.try_slot(0, me(3, 1)));
+        page.recover(1);
+        assert!(page.try_slot(0, me(3, 1)));
+    }
+
+    #[test]
+    fn two_mappings_share_slots_and_wakeups() {
+        let (fd, page) = Page::create(4).unwrap();
+        let other = Page::open(&fd).unwrap();
+        assert_eq!(other.slots(), 4);
+        assert_eq!(page.acquire(2, me(1, 1), |_| true), Some(2));
+        assert_ne!(other.acquire(2, me(2, 1), |_| true), Some(2));
+        let seq = page.wake_seq();
+        other.wake_tool();
+        page.wait(seq, std::time::Duration::from_secs(60));
+        assert_ne!(page.wake_seq(), seq);
+    }
+
+    #[test]
+    fn a_memfd_that_is_no_session_page_is_refused() {
+        let fd = rustix::fs::memfd_create("x", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING).unwrap();
+        assert!(Page::open(&fd).is_err());
+        rustix::fs::ftruncate(&fd, 8192).unwrap();
+        rustix::fs::fcntl_add_seals(&fd, SealFlags::SHRINK).unwrap();
+        assert!(Page::open(&fd).is_err());
+    }
+}
