@@ -1,0 +1,141 @@
+//! Calls and the constants that the linker fills in.
+
+use super::Space;
+use super::translate::Translator;
+use crate::contract::TAIL_CALL_FAILED;
+use crate::isa::{Const, Reg, TAIL_CALL};
+use cranelift_codegen::ir::types::I64;
+use cranelift_codegen::ir::{
+    AbiParam, ExtFuncData, ExternalName, FuncRef, GlobalValue, GlobalValueData, InstBuilder, SigRef,
+    Signature, UserExternalName, Value,
+};
+use cranelift_codegen::isa::{CallConv, TargetIsa};
+use cranelift_frontend::FunctionBuilder;
+use std::collections::HashMap;
+
+/// [`BpfFn`](crate::contract::BpfFn): six integers in, one out.
+pub(super) fn signature(isa: &dyn TargetIsa) -> Signature {
+    let mut signature = Signature::new(CallConv::triple_default(isa.triple()));
+    signature.params.extend([AbiParam::new(I64); 6]);
+    signature.returns.push(AbiParam::new(I64));
+    signature
+}
+
+/// Names used by one function, each declared once so that equal constants stay one value.
+pub(super) struct Symbols {
+    pub(super) signature: SigRef,
+    funcs: HashMap<UserExternalName, FuncRef>,
+    values: HashMap<(UserExternalName, u32), GlobalValue>,
+}
+
+impl Symbols {
+    pub(super) fn new(b: &mut FunctionBuilder<'_>, isa: &dyn TargetIsa) -> Symbols {
+        let signature = b.import_signature(signature(isa));
+        Symbols { signature, funcs: HashMap::new(), values: HashMap::new() }
+    }
+
+    fn func(&mut self, b: &mut FunctionBuilder<'_>, space: Space, index: u32) -> FuncRef {
+        let (name, signature) = (space.name(index), self.signature);
+        *self.funcs.entry(name.clone()).or_insert_with(|| {
+            let name = ExternalName::user(b.func.declare_imported_user_function(name));
+            // Helpers may be anywhere in the address space; functions of the program are in the image.
+            let colocated = space == Space::Func;
+            b.import_function(ExtFuncData { name, signature, colocated, patchable: false })
+        })
+    }
+
+    fn value(&mut self, b: &mut FunctionBuilder<'_>, space: Space, index: u32, off: u32) -> GlobalValue {
+        let name = space.name(index);
+        *self.values.entry((name.clone(), off)).or_insert_with(|| {
+            let name = ExternalName::user(b.func.declare_imported_user_function(name));
+            let offset = i64::from(off).into();
+            b.create_global_value(GlobalValueData::Symbol { name, offset, colocated: false, tls: false })
+        })
+    }
+}
+
+impl Translator<'_, '_> {
+    pub(super) fn load_const(&mut self, dst: Reg, value: Const) {
+        let value = match value {
+            Const::Number(number) => self.b.ins().iconst(I64, number as i64),
+            Const::Map(map) => self.symbol(Space::Map, map.0, 0),
+            Const::MapValue(map, off) => self.symbol(Space::MapValue, map.0, off),
+            Const::Func(func) => {
+                let func = self.symbols.func(&mut self.b, Space::Func, func);
+                self.b.ins().func_addr(I64, func)
+            }
+        };
+        self.set(dst, value);
+    }
+
+    fn symbol(&mut self, space: Space, index: u32, off: u32) -> Value {
+        let global = self.symbols.value(&mut self.b, space, index, off);
+        self.b.ins().symbol_value(I64, global)
+    }
+
+    /// r1-r5 and the run.
+    fn args(&mut self) -> [Value; 6] {
+        std::array::from_fn(|i| match Reg::new(i as u8 + 1) {
+            Some(reg) if i < 5 => self.get(reg),
+            _ => self.run,
+        })
+    }
+
+    fn call(&mut self, space: Space, index: u32) -> Value {
+        let args = self.args();
+        let func = self.symbols.func(&mut self.b, space, index);
+        let call = self.b.ins().call(func, &args);
+        self.b.inst_results(call)[0]
+    }
+
+    pub(super) fn call_helper(&mut self, id: u32) {
+        // Only helpers that call back into the program burn its fuel, or can see it aborted.
+        let burns = self.program.has_callbacks();
+        if burns || id == TAIL_CALL {
+            self.store_fuel();
+        }
+        let result = self.call(Space::Helper, id);
+        if burns {
+            self.bail_if_stopped();
+        }
+        match id {
+            TAIL_CALL => self.tail_call(result),
+            _ => self.called(result),
+        }
+    }
+
+    /// A call clobbers r1-r5. Zero rather than the old values, which would have to be kept over the call
+    /// only to be passed as arguments that the next helper does not have.
+    fn called(&mut self, result: Value) {
+        let zero = self.b.ins().iconst(I64, 0);
+        for reg in (1..=5).filter_map(Reg::new) {
+            self.set(reg, zero);
+        }
+        self.set(Reg::R0, result);
+    }
+
+    /// The helper found a program: run it with our context and return what it returns. Else go on.
+    fn tail_call(&mut self, target: Value) {
+        let (found, go_on) = (self.b.create_block(), self.b.create_block());
+        self.b.ins().brif(target, found, &[], go_on, &[]);
+        self.b.switch_to_block(found);
+        let ctx = self.args()[0];
+        let zero = self.b.ins().iconst(I64, 0);
+        let args = [ctx, zero, zero, zero, zero, self.run];
+        let call = self.b.ins().call_indirect(self.symbols.signature, target, &args);
+        let result = self.b.inst_results(call)[0];
+        // Its fuel is in memory; ours in the register is stale.
+        self.b.ins().return_(&[result]);
+        self.b.switch_to_block(go_on);
+        let failed = self.b.ins().iconst(I64, TAIL_CALL_FAILED);
+        self.called(failed);
+    }
+
+    pub(super) fn call_func(&mut self, func: u32) {
+        self.burn();
+        self.store_fuel();
+        let result = self.call(Space::Func, func);
+        self.bail_if_stopped();
+        self.called(result);
+    }
+}

@@ -1,0 +1,152 @@
+//! Program to native image, with Cranelift.
+//!
+//! One Cranelift function per BPF function, registers as SSA variables, plain loads and stores: what an
+//! access may touch was settled by the verifier. What this module adds of its own is fuel (so that a run
+//! ends), a zeroed stack (so that nothing of the host leaks) and the edge cases of division.
+//!
+//! [`translate`] walks the ops; [`arith`], [`memory`] and [`call`] hold the instructions; [`layout`] puts
+//! the functions behind each other and turns Cranelift's relocations into the image's.
+
+mod arith;
+mod call;
+mod layout;
+mod memory;
+mod translate;
+
+use crate::image::{CpuFeatures, Image, ImageError};
+use crate::program::{Func, Program};
+use cranelift_codegen::control::ControlPlane;
+use cranelift_codegen::ir::{Function, UserExternalName, UserFuncName};
+use cranelift_codegen::isa::{OwnedTargetIsa, TargetIsa};
+use cranelift_codegen::settings::{self, Configurable};
+use cranelift_codegen::{Context, binemit::Reloc};
+use cranelift_frontend::FunctionBuilderContext;
+use layout::Layout;
+use thiserror::Error;
+
+/// Choices of [`compile`].
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Options {
+    /// CPU features the code may use beyond the baseline. The linker refuses the image where they lack.
+    pub cpu: CpuFeatures,
+}
+
+/// Why a decoded program has no image. None of these is the program's fault.
+#[derive(Debug, Error)]
+pub enum CompileError {
+    /// The code generator was not built for x86-64, or rejects our settings.
+    #[error("code generator setup: {0}")]
+    Setup(String),
+    /// The code generator gave up on a function.
+    #[error("function at insn {insn}: {error}")]
+    Codegen {
+        /// First slot of the function.
+        insn: usize,
+        /// The code generator's words.
+        error: String,
+    },
+    /// The code generator emitted a relocation that the image format has no row for.
+    #[error("function at insn {insn}: relocation {kind:?} to {target}")]
+    Relocation {
+        /// First slot of the function.
+        insn: usize,
+        /// Cranelift's kind.
+        kind: Reloc,
+        /// What it refers to.
+        target: String,
+    },
+    /// The result is not a valid image.
+    #[error(transparent)]
+    Image(#[from] ImageError),
+}
+
+/// Name spaces of the symbols in generated code.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+enum Space {
+    /// Functions of the program, by index.
+    Func = 0,
+    /// Helpers, by kernel id.
+    Helper = 1,
+    /// Map handles, by index.
+    Map = 2,
+    /// Addresses of map values, by index.
+    MapValue = 3,
+}
+
+impl Space {
+    fn name(self, index: u32) -> UserExternalName {
+        UserExternalName::new(self as u32, index)
+    }
+
+    fn of(name: &UserExternalName) -> Option<Space> {
+        [Space::Func, Space::Helper, Space::Map, Space::MapValue]
+            .into_iter()
+            .find(|space| *space as u32 == name.namespace)
+    }
+}
+
+/// Compiles every reachable function of a program.
+pub fn compile(program: &Program, options: &Options) -> Result<Image, CompileError> {
+    let isa = target(options)?;
+    let mut layout = Layout::new(program, options);
+    let mut context = Context::new();
+    let mut builder = FunctionBuilderContext::new();
+    for (index, func) in program.funcs().iter().enumerate() {
+        if program.is_reachable(func.start) {
+            context.clear();
+            context.func = empty_function(&*isa, index as u32);
+            translate::function(program, *func, &*isa, &mut context.func, &mut builder);
+            emit(&mut context, &*isa, func, &mut layout, index)?;
+        }
+    }
+    layout.finish()
+}
+
+fn empty_function(isa: &dyn TargetIsa, index: u32) -> Function {
+    let name = UserFuncName::User(Space::Func.name(index));
+    Function::with_name_signature(name, call::signature(isa))
+}
+
+fn emit(
+    context: &mut Context,
+    isa: &dyn TargetIsa,
+    func: &Func,
+    layout: &mut Layout<'_>,
+    index: usize,
+) -> Result<(), CompileError> {
+    let compiled = context.compile(isa, &mut ControlPlane::default());
+    let code =
+        compiled.map_err(|e| CompileError::Codegen { insn: func.start, error: e.inner.to_string() })?;
+    let (buffer, align) = (&code.buffer, code.buffer.alignment);
+    layout.place(index, buffer.data(), align);
+    // Borrowed from the context, which also owns the names the relocations refer to.
+    let relocs = buffer.relocs().to_vec();
+    for reloc in &relocs {
+        layout.relocate(index, reloc, context.func.params.user_named_funcs())?;
+    }
+    Ok(())
+}
+
+/// Shared settings: fast code, absolute addresses, no unwind tables (nothing unwinds through a program).
+const SETTINGS: &[(&str, &str)] = &[
+    ("opt_level", "speed"),
+    ("is_pic", "false"),
+    ("unwind_info", "false"),
+    ("enable_probestack", "false"),
+    ("enable_verifier", if cfg!(debug_assertions) { "true" } else { "false" }),
+];
+
+fn target(options: &Options) -> Result<OwnedTargetIsa, CompileError> {
+    let setup = |e: &dyn std::fmt::Display| CompileError::Setup(e.to_string());
+    let mut shared = settings::builder();
+    for (name, value) in SETTINGS {
+        shared.set(name, value).map_err(|e| setup(&e))?;
+    }
+    let mut isa =
+        cranelift_codegen::isa::lookup_by_name("x86_64-unknown-linux-gnu").map_err(|e| setup(&e))?;
+    for setting in options.cpu.settings() {
+        isa.enable(setting).map_err(|e| setup(&e))?;
+    }
+    isa.finish(settings::Flags::new(shared)).map_err(|e| setup(&e))
+}
