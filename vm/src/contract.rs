@@ -16,7 +16,11 @@ pub type BpfFn = unsafe extern "C" fn(u64, u64, u64, u64, u64, *mut RunHeader) -
 ///
 /// | field | written by | read by |
 /// |---|---|---|
-/// | fuel | the runner before a run; generated code during it | both; helpers that loop must subtract from it |
+/// | fuel | the runner before a run; generated code during it | both |
+///
+/// A helper that calls back into the program takes one from `fuel` before each call, and returns as soon as
+/// it is negative. Other helpers leave it alone: generated code keeps it in a register across their calls,
+/// unless the program passes callbacks.
 #[repr(C)]
 #[derive(Debug)]
 pub struct RunHeader {

@@ -156,8 +156,8 @@ impl Frame<'_> {
     }
 
     fn call(&mut self, at: usize, regs: &mut Regs, callee: Callee) -> Result<(), LoadError> {
-        for reg in 1..=5 {
-            match (callee, regs[reg]) {
+        for (reg, value) in regs.iter().enumerate().skip(1).take(5) {
+            match (callee, *value) {
                 (_, Value::Other) | (Callee::Poisoned(..), _) => {}
                 (Callee::Helper(_), Value::Fp(off)) if off < -(MAX_STACK as i32) => {
                     let access = "indirect access to";

@@ -100,6 +100,8 @@ impl Machine<'_> {
         if func >= self.program.funcs().len() as u64 {
             return Err(Trap::NotAFunction(token));
         }
+        // Compiled helpers burn for each call back; here the machine does it for them.
+        self.burn()?;
         self.call(func as u32, args)
     }
 

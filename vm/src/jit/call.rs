@@ -6,8 +6,8 @@ use crate::contract::TAIL_CALL_FAILED;
 use crate::isa::{Const, Reg, TAIL_CALL};
 use cranelift_codegen::ir::types::I64;
 use cranelift_codegen::ir::{
-    AbiParam, ExtFuncData, ExternalName, FuncRef, GlobalValue, GlobalValueData, InstBuilder, SigRef,
-    Signature, UserExternalName, Value,
+    AbiParam, ExtFuncData, ExternalName, FuncRef, GlobalValueData, InstBuilder, SigRef, Signature,
+    UserExternalName, Value,
 };
 use cranelift_codegen::isa::{CallConv, TargetIsa};
 use cranelift_frontend::FunctionBuilder;
@@ -21,17 +21,16 @@ pub(super) fn signature(isa: &dyn TargetIsa) -> Signature {
     signature
 }
 
-/// Names used by one function, each declared once so that equal constants stay one value.
+/// Functions and helpers that one function calls, each declared once.
 pub(super) struct Symbols {
     pub(super) signature: SigRef,
     funcs: HashMap<UserExternalName, FuncRef>,
-    values: HashMap<(UserExternalName, u32), GlobalValue>,
 }
 
 impl Symbols {
     pub(super) fn new(b: &mut FunctionBuilder<'_>, isa: &dyn TargetIsa) -> Symbols {
         let signature = b.import_signature(signature(isa));
-        Symbols { signature, funcs: HashMap::new(), values: HashMap::new() }
+        Symbols { signature, funcs: HashMap::new() }
     }
 
     fn func(&mut self, b: &mut FunctionBuilder<'_>, space: Space, index: u32) -> FuncRef {
@@ -41,15 +40,6 @@ impl Symbols {
             // Helpers may be anywhere in the address space; functions of the program are in the image.
             let colocated = space == Space::Func;
             b.import_function(ExtFuncData { name, signature, colocated, patchable: false })
-        })
-    }
-
-    fn value(&mut self, b: &mut FunctionBuilder<'_>, space: Space, index: u32, off: u32) -> GlobalValue {
-        let name = space.name(index);
-        *self.values.entry((name.clone(), off)).or_insert_with(|| {
-            let name = ExternalName::user(b.func.declare_imported_user_function(name));
-            let offset = i64::from(off).into();
-            b.create_global_value(GlobalValueData::Symbol { name, offset, colocated: false, tls: false })
         })
     }
 }
@@ -68,8 +58,13 @@ impl Translator<'_, '_> {
         self.set(dst, value);
     }
 
+    /// Each use is a global of its own: sharing one would keep the constant in a register across calls,
+    /// where loading it again is one instruction.
     fn symbol(&mut self, space: Space, index: u32, off: u32) -> Value {
-        let global = self.symbols.value(&mut self.b, space, index, off);
+        let name = self.b.func.declare_imported_user_function(space.name(index));
+        let (name, offset) = (ExternalName::user(name), i64::from(off).into());
+        let global = GlobalValueData::Symbol { name, offset, colocated: false, tls: false };
+        let global = self.b.create_global_value(global);
         self.b.ins().symbol_value(I64, global)
     }
 

@@ -4,7 +4,7 @@ use super::call::Symbols;
 use crate::contract::{FUEL_ABORTED, FUEL_OFFSET};
 use crate::isa::{Callee, Cond, Op, Operand, Reg, Width};
 use crate::program::{Func, Program};
-use cranelift_codegen::ir::condcodes::IntCC;
+use cranelift_codegen::ir::condcodes::{CondCode, IntCC};
 use cranelift_codegen::ir::types::{I32, I64};
 use cranelift_codegen::ir::{Block, Function, InstBuilder, MemFlagsData, StackSlot, Value};
 use cranelift_codegen::isa::TargetIsa;
@@ -21,7 +21,7 @@ pub(super) fn function(
     let mut translator = Translator::new(program, func, FunctionBuilder::new(into, context), isa);
     translator.entry();
     translator.body();
-    translator.bail_block();
+    translator.bail_blocks();
     translator.b.seal_all_blocks();
     translator.b.finalize(isa.frontend_config());
 }
@@ -38,8 +38,10 @@ pub(super) struct Translator<'a, 'b> {
     pub(super) run: Value,
     /// Fuel, while it is kept in a register: in functions that burn some.
     fuel: Option<Variable>,
-    /// Returns 0 when fuel ran out.
-    bail: Block,
+    /// Fuel ran out here: says so and returns 0.
+    exhausted: Block,
+    /// Somebody we called ran out of fuel or aborted, and said so: returns 0.
+    stopped: Block,
     /// Block that begins at each slot of the function, if one does.
     blocks: Vec<Option<Block>>,
     /// The current block has its terminator.
@@ -55,9 +57,10 @@ impl<'a, 'b> Translator<'a, 'b> {
         let run = b.block_params(entry)[5];
         let regs = std::array::from_fn(|_| b.declare_var(I64));
         let fuel = burns(program, func).then(|| b.declare_var(I64));
-        let bail = b.create_block();
+        let (exhausted, stopped) = (b.create_block(), b.create_block());
         let blocks = leaders(program, func, &mut b);
-        Translator { program, func, b, symbols, regs, stack: None, run, fuel, bail, blocks, closed: false }
+        let (stack, closed) = (None, false);
+        Translator { program, func, b, symbols, regs, stack, run, fuel, exhausted, stopped, blocks, closed }
     }
 
     /// Arguments into r1-r5, zero into the rest, stack and fuel made ready.
@@ -156,7 +159,7 @@ impl<'a, 'b> Translator<'a, 'b> {
 
     fn block(&mut self, slot: usize) -> Block {
         // Every target is a leader; the fallback keeps this total.
-        self.blocks[slot - self.func.start].unwrap_or(self.bail)
+        self.blocks[slot - self.func.start].unwrap_or(self.stopped)
     }
 
     fn jump(&mut self, at: usize, target: usize) {
@@ -170,20 +173,34 @@ impl<'a, 'b> Translator<'a, 'b> {
 
     fn branch(&mut self, at: usize, cond: Cond, width: Width, dst: Reg, src: Operand, target: usize) {
         let (lhs, rhs) = (self.reg(width, dst), self.operand(width, src));
-        let holds = match int_cc(cond) {
-            Some(cc) => self.b.ins().icmp(cc, lhs, rhs),
-            None => self.b.ins().band(lhs, rhs),
-        };
         let (taken, next) = (self.block(target), self.block(at + 1));
-        let backwards = target <= at;
-        let to = if backwards { self.b.create_block() } else { taken };
-        self.b.ins().brif(holds, to, &[], next, &[]);
-        if backwards {
-            self.b.switch_to_block(to);
-            self.burn();
-            self.b.ins().jump(taken, &[]);
+        if target <= at {
+            self.branch_back(cond, lhs, rhs, taken, next);
+        } else {
+            let holds = match int_cc(cond) {
+                Some(cc) => self.b.ins().icmp(cc, lhs, rhs),
+                None => self.b.ins().band(lhs, rhs),
+            };
+            self.b.ins().brif(holds, taken, &[], next, &[]);
         }
         self.closed = true;
+    }
+
+    /// A back-edge burns. Cranelift lays the second successor out next, so the condition is inverted to
+    /// keep the loop in one piece and move its exit away.
+    fn branch_back(&mut self, cond: Cond, lhs: Value, rhs: Value, taken: Block, next: Block) {
+        let fails = match int_cc(cond) {
+            Some(cc) => self.b.ins().icmp(cc.complement(), lhs, rhs),
+            None => {
+                let common = self.b.ins().band(lhs, rhs);
+                self.b.ins().icmp_imm_s(IntCC::Equal, common, 0)
+            }
+        };
+        let edge = self.b.create_block();
+        self.b.ins().brif(fails, next, &[], edge, &[]);
+        self.b.switch_to_block(edge);
+        self.burn();
+        self.b.ins().jump(taken, &[]);
     }
 
     fn exit(&mut self) {
@@ -208,26 +225,33 @@ impl<'a, 'b> Translator<'a, 'b> {
         self.closed = true;
     }
 
-    fn bail_block(&mut self) {
-        self.b.switch_to_block(self.bail);
-        self.b.set_cold_block(self.bail);
-        let zero = self.b.ins().iconst(I64, 0);
-        self.ret(zero);
+    fn bail_blocks(&mut self) {
+        for block in [self.exhausted, self.stopped] {
+            self.b.switch_to_block(block);
+            self.b.set_cold_block(block);
+            if block == self.exhausted {
+                let (empty, run) = (self.b.ins().iconst(I64, -1), self.run);
+                self.b.ins().store(run_flags(), empty, run, FUEL_OFFSET);
+            }
+            let zero = self.b.ins().iconst(I64, 0);
+            self.b.ins().return_(&[zero]);
+        }
     }
 
-    /// Takes one unit of fuel; leaves the function when there was none.
+    /// Takes one unit of fuel; leaves the function when there was none. Looks at the fuel before, not after:
+    /// that way nothing but the test and the branch comes before the jump.
     pub(super) fn burn(&mut self) {
         let Some(fuel) = self.fuel else { return };
         let old = self.b.use_var(fuel);
+        let none = self.b.ins().icmp_imm_s(IntCC::SignedLessThanOrEqual, old, 0);
+        self.leave_if(none, self.exhausted);
         let left = self.b.ins().iadd_imm_s(old, -1);
         self.b.def_var(fuel, left);
-        self.bail_if_negative(left);
     }
 
-    fn bail_if_negative(&mut self, fuel: Value) {
-        let empty = self.b.ins().icmp_imm_s(IntCC::SignedLessThan, fuel, 0);
+    fn leave_if(&mut self, condition: Value, exit: Block) {
         let go_on = self.b.create_block();
-        self.b.ins().brif(empty, self.bail, &[], go_on, &[]);
+        self.b.ins().brif(condition, exit, &[], go_on, &[]);
         self.b.switch_to_block(go_on);
     }
 
@@ -253,7 +277,8 @@ impl<'a, 'b> Translator<'a, 'b> {
         if let Some(fuel) = self.fuel {
             self.b.def_var(fuel, left);
         }
-        self.bail_if_negative(left);
+        let negative = self.b.ins().icmp_imm_s(IntCC::SignedLessThan, left, 0);
+        self.leave_if(negative, self.stopped);
     }
 
     fn fuel_in_memory(&mut self) -> Value {

@@ -1,0 +1,153 @@
+//! Images travel through files and memfds: whatever bytes arrive, parsing and linking end in an answer.
+
+use super::engines::Engines;
+use bpftime_vm::image::{Fault, Image, ImageError, ImageRef, LinkError, Parts, Reloc, Resolve, Symbol};
+use bpftime_vm::{CpuFeatures, MapIdx, compile};
+use proptest::prelude::*;
+
+struct Everything;
+
+impl Resolve for Everything {
+    fn map(&self, map: MapIdx) -> Option<u64> {
+        Some(0x1000 + u64::from(map.0))
+    }
+    fn map_value(&self, map: MapIdx) -> Option<u64> {
+        Some(0x2000 + u64::from(map.0))
+    }
+    fn helper(&self, id: u32) -> Option<u64> {
+        Some(0x3000 + u64::from(id))
+    }
+}
+
+fn sample() -> Image {
+    let reloc = |offset, symbol, addend| Reloc { offset, symbol, addend };
+    let relocs = vec![
+        reloc(24, Symbol::Code, 5),
+        reloc(0, Symbol::Map(MapIdx(7)), 0),
+        reloc(8, Symbol::MapValue(MapIdx(1)), 20),
+        reloc(16, Symbol::Helper(5), 0),
+    ];
+    let faults = vec![Fault { offset: 3, kind: 1 }, Fault { offset: 1, kind: 0 }];
+    let parts = Parts { cpu: CpuFeatures::BASELINE, hash: 9, entry: 2, relocs, faults, code: vec![0x90; 40] };
+    Image::build(parts).unwrap()
+}
+
+#[test]
+fn an_image_survives_its_bytes() {
+    let image = sample();
+    let again = Image::parse(&image.to_bytes()).unwrap();
+    assert_eq!(again, image);
+    let view = again.borrow();
+    assert_eq!((view.code_len(), view.entry_offset(), view.bytecode_hash()), (40, 2, 9));
+    assert_eq!(view.relocs().map(|r| r.offset).collect::<Vec<_>>(), [0, 8, 16, 24]);
+    assert_eq!(view.faults().map(|f| f.offset).collect::<Vec<_>>(), [1, 3]);
+}
+
+#[test]
+fn linking_writes_every_constant_and_nothing_behind_the_code() {
+    let mut dst = vec![0x11; 48];
+    sample().link(&mut dst, 0x7000, &Everything).unwrap();
+    let words: Vec<u64> = dst.chunks(8).map(|word| u64::from_le_bytes(word.try_into().unwrap())).collect();
+    let (nops, untouched) = (u64::from_le_bytes([0x90; 8]), u64::from_le_bytes([0x11; 8]));
+    assert_eq!(words, [0x1007, 0x2001 + 20, 0x3005, 0x7005, nops, untouched]);
+}
+
+#[test]
+fn linking_needs_room() {
+    let error = sample().link(&mut [0; 39], 0, &Everything);
+    assert_eq!(error, Err(LinkError::NoRoom { got: 39, want: 40 }));
+}
+
+#[test]
+fn an_image_for_a_better_cpu_does_not_link() {
+    struct OldCpu;
+    impl Resolve for OldCpu {
+        fn map(&self, map: MapIdx) -> Option<u64> {
+            Everything.map(map)
+        }
+        fn map_value(&self, map: MapIdx) -> Option<u64> {
+            Everything.map_value(map)
+        }
+        fn helper(&self, id: u32) -> Option<u64> {
+            Everything.helper(id)
+        }
+        fn cpu(&self) -> CpuFeatures {
+            CpuFeatures::SSE41
+        }
+    }
+    let program = super::engines::load("mov r0, 1; exit").unwrap();
+    let cpu = CpuFeatures::BMI2.and(CpuFeatures::SSE41);
+    let image = compile(&program, &bpftime_vm::Options { cpu }).unwrap();
+    let mut room = vec![0; image.code_len()];
+    assert_eq!(image.link(&mut room, 0, &OldCpu), Err(LinkError::Cpu(CpuFeatures::BMI2.bits())));
+}
+
+#[test]
+fn relocations_outside_of_the_code_or_overlapping_are_refused() {
+    for offsets in [[33, 0], [u32::MAX, 0], [0, 7], [4, 4]] {
+        let relocs = offsets.map(|offset| Reloc { offset, symbol: Symbol::Helper(1), addend: 0 }).to_vec();
+        let parts = Parts { relocs, code: vec![0; 40], ..Parts::default() };
+        assert!(matches!(Image::build(parts), Err(ImageError::Offset { .. })), "{offsets:?}");
+    }
+    for addend in [-1, 40, i64::MIN, i64::MAX] {
+        let relocs = vec![Reloc { offset: 0, symbol: Symbol::Code, addend }];
+        let parts = Parts { relocs, code: vec![0; 40], ..Parts::default() };
+        assert!(matches!(Image::build(parts), Err(ImageError::Offset { .. })), "{addend}");
+    }
+}
+
+#[test]
+fn an_image_without_code_has_no_entry() {
+    assert!(matches!(Image::build(Parts::default()), Err(ImageError::Offset { what: "entry", .. })));
+}
+
+#[test]
+fn every_truncation_is_refused() {
+    let bytes = sample().to_bytes();
+    for len in 0..bytes.len() {
+        assert!(ImageRef::parse(&bytes[..len]).is_err(), "{len}");
+    }
+    assert!(Image::parse(&[bytes, vec![0]].concat()).is_err());
+}
+
+/// Parses and, if that works, links: must not panic, and must stay inside of the code.
+fn digest(bytes: &[u8]) {
+    if let Ok(image) = ImageRef::parse(bytes) {
+        let mut dst = vec![0; image.code_len()];
+        let _ = image.link(&mut dst, 0x7000, &Everything);
+        assert!(image.entry_offset() < image.code_len());
+    }
+}
+
+#[test]
+fn every_single_bit_flip_ends_in_an_answer() {
+    let bytes = Engines::assemble(
+        "lddw r1, map 3; lddw r2, value 3+4; call 5; call local f; exit; f: mov r0, 1; exit",
+    )
+    .image
+    .to_bytes();
+    for bit in 0..bytes.len() * 8 {
+        let mut flipped = bytes.clone();
+        flipped[bit / 8] ^= 1 << (bit % 8);
+        digest(&flipped);
+    }
+}
+
+proptest! {
+    #[test]
+    fn corrupted_images_end_in_an_answer(
+        edits in proptest::collection::vec((0usize..200, any::<u8>()), 1..12),
+    ) {
+        let mut bytes = sample().to_bytes();
+        for (at, value) in edits {
+            let len = bytes.len();
+            bytes[at % len] = value;
+        }
+        digest(&bytes);
+    }
+
+    #[test]
+    fn random_bytes_are_no_image(bytes in proptest::collection::vec(any::<u8>(), 0..400)) {
+        digest(&bytes);
+    }
+}

@@ -1,0 +1,14 @@
+//! Programs on every engine: interpreter, compiler and, where the machine allows it, the kernel.
+//! One binary, because linking the compiler dominates the build.
+
+mod alu;
+mod atomics;
+mod calls;
+mod engines;
+mod images;
+mod jumps;
+mod kernel;
+mod load_errors;
+mod loads;
+mod plugin;
+mod random;
