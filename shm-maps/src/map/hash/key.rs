@@ -1,0 +1,82 @@
+//! Hashing and comparing keys.
+
+use crate::copy;
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+
+// Odd constants of wyhash: their bit patterns make one multiplication mix well.
+const MIX_A: u64 = 0xa076_1d64_78bd_642f;
+const MIX_B: u64 = 0xe703_7ed1_a0b4_28db;
+
+/// Multiplies to 128 bits and folds: every input bit reaches the low half, where the bucket comes from.
+#[inline]
+fn fold(a: u64, b: u64) -> u64 {
+    let wide = u128::from(a) * u128::from(b);
+    (wide as u64) ^ (wide >> 64) as u64
+}
+
+/// A key of the program's, in private memory.
+#[derive(Clone, Copy)]
+pub struct Key {
+    bytes: *const u8,
+    len: usize,
+}
+
+impl Key {
+    /// # Safety
+    /// `bytes` is valid for `len` bytes as long as the Key is used.
+    #[inline]
+    pub unsafe fn new(bytes: *const u8, len: usize) -> Key {
+        Key { bytes, len }
+    }
+
+    #[inline]
+    pub fn bytes(&self) -> *const u8 {
+        self.bytes
+    }
+
+    /// The hash of these bytes under the map's seed.
+    #[inline]
+    pub fn hash(&self, seed: u64) -> u64 {
+        // SAFETY: `new`'s promise.
+        unsafe {
+            match self.len {
+                4 => fold(u64::from(self.bytes.cast::<u32>().read_unaligned()) ^ seed ^ MIX_A, MIX_B),
+                8 => fold(self.bytes.cast::<u64>().read_unaligned() ^ seed ^ MIX_A, MIX_B),
+                len => hash_long(self.bytes, len, seed),
+            }
+        }
+    }
+
+    /// Whether the shared key at `node` has the same bytes.
+    ///
+    /// # Safety
+    /// `node` is 8-aligned and valid for the key's length.
+    #[inline]
+    pub unsafe fn equals(&self, node: *const u8) -> bool {
+        // SAFETY: the caller's promise and `new`'s.
+        unsafe {
+            match self.len {
+                4 => (*node.cast::<AtomicU32>()).load(Relaxed) == self.bytes.cast::<u32>().read_unaligned(),
+                8 => (*node.cast::<AtomicU64>()).load(Relaxed) == self.bytes.cast::<u64>().read_unaligned(),
+                len => copy::equal(node, self.bytes, len),
+            }
+        }
+    }
+}
+
+/// # Safety
+/// `bytes` is valid for `len` bytes.
+unsafe fn hash_long(bytes: *const u8, len: usize, seed: u64) -> u64 {
+    let mut state = seed ^ MIX_A ^ len as u64;
+    let tail = len & !7;
+    for at in (0..tail).step_by(8) {
+        // SAFETY: at + 8 <= len.
+        state = fold(state ^ unsafe { bytes.add(at).cast::<u64>().read_unaligned() }, MIX_B);
+    }
+    let mut last = 0u64;
+    for at in tail..len {
+        // SAFETY: at < len.
+        last = (last << 8) | u64::from(unsafe { *bytes.add(at) });
+    }
+    fold(state ^ last, MIX_A)
+}

@@ -1,0 +1,260 @@
+//! HASH and PERCPU_HASH: lock-free, so exact under preemption, signals, nested probes and SIGKILL.
+//!
+//! | operation | linearises at |
+//! |---|---|
+//! | lookup | reading the word that leads to the node |
+//! | insert | CAS of the bucket head, against the word read before the walk that found no such key |
+//! | replace | one CAS of old.next from (successor, live) to (new, marked): deletes old and links new |
+//! | delete | CAS of node.next from live to marked |
+//!
+//! Whoever marks a node unlinks it (or makes sure that another did) and then gives it back. Deleted memory
+//! is recycled at once, as in the kernel's preallocated maps: a value pointer that a program kept
+//! past the delete may then show another element's value.
+
+mod chain;
+mod key;
+mod nodes;
+mod recover;
+pub(super) mod word;
+mod write;
+
+use super::MapDef;
+use super::ops::{Ops, Shm};
+use crate::region::Region;
+use crate::{copy, neg, round8};
+use chain::{Step, Walk};
+use core::ops::ControlFlow;
+use key::Key;
+use nodes::{Layout, Nodes, is_percpu};
+use rustix::io::Errno;
+
+/// BPF_MAP_TYPE_HASH and BPF_MAP_TYPE_PERCPU_HASH.
+pub struct Hash {
+    nodes: Nodes,
+    percpu: bool,
+}
+
+/// Where an update takes the values from.
+#[derive(Clone, Copy)]
+enum Source {
+    /// The program's: one value, of the CPU it runs on.
+    Cpu(*const u8, u32),
+    /// The tool's: a value for each CPU (one, unless the map is per-CPU), each rounded up to eight bytes.
+    All(*const u8),
+}
+
+impl Hash {
+    #[inline]
+    fn key(&self, bytes: *const u8) -> Key {
+        // SAFETY: every caller passes a key of this map.
+        unsafe { Key::new(bytes, self.nodes.layout.key_size) }
+    }
+
+    #[inline]
+    fn find(&self, bucket: u64, key: Key) -> Walk<'_> {
+        self.nodes.walk(bucket, |step| match step {
+            Step::Restart => false,
+            // SAFETY: the walk passes valid nodes only.
+            Step::Node(node) => unsafe { key.equals(self.nodes.key(node)) },
+        })
+    }
+
+    #[inline]
+    fn cpu_index(&self, cpu: u32) -> Option<usize> {
+        match self.percpu {
+            false => Some(0),
+            true => ((cpu as usize) < self.nodes.layout.values).then_some(cpu as usize),
+        }
+    }
+
+    /// Copies a node's values to the tool's buffer.
+    fn read_values(&self, node: u32, out: &mut [u8]) {
+        let size = self.nodes.layout.value_size;
+        let stride = if self.percpu { round8(size) } else { size };
+        for (cpu, chunk) in out.chunks_exact_mut(stride).enumerate().take(self.nodes.layout.values) {
+            // SAFETY: a value's slot is round8(size) bytes.
+            unsafe { copy::from_shared(chunk.as_mut_ptr(), self.nodes.value(node, cpu), stride) };
+        }
+    }
+
+    fn read_key(&self, node: u32, out: &mut [u8]) {
+        // SAFETY: out has the map's key size.
+        unsafe { copy::from_shared(out.as_mut_ptr(), self.nodes.key(node), out.len()) };
+    }
+
+    /// The key after `key` in its bucket; None at the bucket's end, Some(false) if `key` is not there.
+    fn next_in_bucket(&self, bucket: u64, key: Key, out: &mut [u8]) -> Option<bool> {
+        let mut seen = false;
+        let walk = self.nodes.walk(bucket, |step| match step {
+            Step::Restart => {
+                seen = false;
+                false
+            }
+            Step::Node(node) if seen => {
+                self.read_key(node, out);
+                true
+            }
+            Step::Node(node) => {
+                // SAFETY: the walk passes valid nodes only.
+                seen = unsafe { key.equals(self.nodes.key(node)) };
+                false
+            }
+        });
+        match walk {
+            Walk::At(_) => Some(true),
+            _ if seen => None,
+            _ => Some(false),
+        }
+    }
+
+    /// The first key of the first bucket from `bucket` on that has one.
+    fn first_key_from(&self, bucket: u64, out: &mut [u8]) -> Result<(), Errno> {
+        let mut budget = self.nodes.budget();
+        for bucket in bucket..=self.nodes.mask {
+            let walk = self.nodes.walk_within(&mut budget, bucket, |step| match step {
+                Step::Restart => false,
+                Step::Node(node) => {
+                    self.read_key(node, out);
+                    true
+                }
+            });
+            if matches!(walk, Walk::At(_)) {
+                return Ok(());
+            }
+        }
+        Err(Errno::NOENT)
+    }
+
+    /// The `ordinal`th element of a bucket.
+    fn nth(&self, budget: &mut u64, bucket: u64, ordinal: u32) -> Option<u32> {
+        let mut left = ordinal;
+        let walk = self.nodes.walk_within(budget, bucket, |step| match step {
+            Step::Restart => {
+                left = ordinal;
+                false
+            }
+            Step::Node(_) if left == 0 => true,
+            Step::Node(_) => {
+                left -= 1;
+                false
+            }
+        });
+        match walk {
+            Walk::At(spot) => Some(spot.node),
+            _ => None,
+        }
+    }
+}
+
+impl Ops for Hash {
+    fn file_len(def: &MapDef, cpus: u32) -> Option<usize> {
+        Some(Layout::of(def, cpus)?.file_len)
+    }
+
+    fn open(shm: Shm<'_>) -> Result<(Region, Self), Errno> {
+        let layout = Layout::of(shm.def, shm.cpus).ok_or(Errno::INVAL)?;
+        let region = Region::map(shm.fd, shm.len)?;
+        let nodes = Nodes::new(region.base(), layout, &shm);
+        Ok((region, Hash { nodes, percpu: is_percpu(shm.def) }))
+    }
+
+    fn set_owner(&self, owner: u16) {
+        self.nodes.set_owner(owner);
+    }
+
+    fn recover(&self, owner: u16) -> usize {
+        self.recover_nodes(owner)
+    }
+
+    #[inline]
+    unsafe fn lookup(&self, key: *const u8, cpu: u32) -> *mut u8 {
+        let key = self.key(key);
+        match (self.find(key.hash(self.nodes.seed), key), self.cpu_index(cpu)) {
+            (Walk::At(spot), Some(cpu)) => self.nodes.value(spot.node, cpu),
+            _ => core::ptr::null_mut(),
+        }
+    }
+
+    #[inline]
+    unsafe fn update(&self, key: *const u8, value: *const u8, flags: u64, cpu: u32) -> i64 {
+        if self.cpu_index(cpu).is_none() {
+            return neg(Errno::INVAL);
+        }
+        match self.write(self.key(key), Source::Cpu(value, cpu), flags) {
+            Ok(()) => 0,
+            Err(e) => neg(e),
+        }
+    }
+
+    #[inline]
+    unsafe fn delete(&self, key: *const u8) -> i64 {
+        match self.remove(self.key(key), |_| ()) {
+            Ok(()) => 0,
+            Err(e) => neg(e),
+        }
+    }
+
+    unsafe fn for_each(&self, cpu: u32, visit: &mut dyn FnMut(*const u8, *mut u8) -> ControlFlow<()>) -> i64 {
+        let Some(cpu) = self.cpu_index(cpu) else { return neg(Errno::INVAL) };
+        let mut calls = 0;
+        // A chain of n elements is walked 2n times; chains are short. A cycle ends when this is spent.
+        let mut budget = self.nodes.budget().saturating_mul(16);
+        for bucket in 0..=self.nodes.mask {
+            let mut ordinal = 0;
+            // A callback may delete the element it got: then the next one has its ordinal.
+            while let Some(node) = self.nth(&mut budget, bucket, ordinal) {
+                calls += 1;
+                if visit(self.nodes.key(node), self.nodes.value(node, cpu)).is_break() {
+                    return calls;
+                }
+                let still_there = self.nth(&mut budget, bucket, ordinal) == Some(node);
+                ordinal += u32::from(still_there);
+                if calls > i64::from(self.nodes.layout.capacity()) {
+                    return calls; // a callback that inserts as fast as we walk
+                }
+            }
+        }
+        calls
+    }
+
+    fn sys_lookup(&self, key: &[u8], value: &mut [u8]) -> Result<(), Errno> {
+        let key = self.key(key.as_ptr());
+        // Copied inside the walk, so that a node recycled meanwhile is not mistaken for the element.
+        let walk = self.nodes.walk(key.hash(self.nodes.seed), |step| match step {
+            Step::Restart => false,
+            Step::Node(node) => {
+                // SAFETY: the walk passes valid nodes only.
+                let found = unsafe { key.equals(self.nodes.key(node)) };
+                if found {
+                    self.read_values(node, value);
+                }
+                found
+            }
+        });
+        if matches!(walk, Walk::At(_)) { Ok(()) } else { Err(Errno::NOENT) }
+    }
+
+    fn sys_update(&self, key: &[u8], value: &[u8], flags: u64) -> Result<(), Errno> {
+        self.write(self.key(key.as_ptr()), Source::All(value.as_ptr()), flags)
+    }
+
+    fn sys_delete(&self, key: &[u8]) -> Result<(), Errno> {
+        self.remove(self.key(key.as_ptr()), |_| ())
+    }
+
+    fn sys_next_key(&self, key: Option<&[u8]>, out: &mut [u8]) -> Result<(), Errno> {
+        let Some(key) = key else { return self.first_key_from(0, out) };
+        let key = self.key(key.as_ptr());
+        let bucket = key.hash(self.nodes.seed) & self.nodes.mask;
+        match self.next_in_bucket(bucket, key, out) {
+            Some(true) => Ok(()),
+            Some(false) => self.first_key_from(0, out),
+            None => self.first_key_from(bucket + 1, out),
+        }
+    }
+
+    fn sys_lookup_and_delete(&self, key: &[u8], value: &mut [u8]) -> Result<(), Errno> {
+        // Read after the mark: no update that came before the delete is missed.
+        self.remove(self.key(key.as_ptr()), |node| self.read_values(node, value))
+    }
+}

@@ -1,0 +1,330 @@
+//! Node memory: where everything is, who owns a node, how one is claimed and given back.
+//!
+//! ```text
+//! [header page: cursors of up to CURSORS CPUs in the kind area]
+//! [stash: extra u32]                     node indices that probably are in the extra pool
+//! [used: bitmap, one bit per node]       1 = do not bother to try this node
+//! [heads: buckets u64]
+//! [nodes: capacity x (next u64, state u64, key, value per CPU)]   node i at (i - 1) * stride
+//! ```
+//! `state` is the truth, changed by CAS, so a claim is one instruction and names its owner. Stash and
+//! bitmap are hints. All-zero means: every node free, the last `extra` of them in the extra pool.
+
+use super::word::{Kind, Link, State};
+use crate::map::header::KIND_AREA;
+use crate::map::{MapDef, ops::Shm, table};
+use crate::uapi::BPF_MAP_TYPE_PERCPU_HASH;
+use crate::{PAGE, round8};
+use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
+use core::sync::atomic::{AtomicU16, AtomicU32, AtomicU64};
+
+const CURSORS: usize = 256;
+const NODE_HEADER: usize = 16;
+const _: () = assert!(KIND_AREA + CURSORS * 4 <= PAGE);
+
+/// Sizes and offsets, from private attributes only.
+#[derive(Clone, Copy)]
+pub struct Layout {
+    pub buckets: usize,
+    pub max_entries: u32,
+    pub extra: u32,
+    pub key_size: usize,
+    pub value_size: usize,
+    /// CPUs whose values a node holds: 1 unless per-CPU.
+    pub values: usize,
+    pub node_stride: usize,
+    stash_at: usize,
+    used_at: usize,
+    heads_at: usize,
+    nodes_at: usize,
+    pub file_len: usize,
+}
+
+impl Layout {
+    pub fn of(def: &MapDef, cpus: u32) -> Option<Layout> {
+        let values = if is_percpu(def) { cpus as usize } else { 1 };
+        let extra = cpus.checked_mul(2)?.checked_add(32)?;
+        let capacity = def.max_entries.checked_add(extra)? as usize;
+        let buckets = (def.max_entries as usize).checked_next_power_of_two()?;
+        let value_stride = round8(def.value_size as usize);
+        let node_stride = NODE_HEADER + round8(def.key_size as usize) + value_stride.checked_mul(values)?;
+        let stash_at = PAGE;
+        let used_at = stash_at + round8(extra as usize * 4);
+        let heads_at = used_at + capacity.div_ceil(64) * 8;
+        // Nodes begin on a cache line.
+        let nodes_at = heads_at.checked_add(buckets.checked_mul(8)?)?.next_multiple_of(64);
+        let nodes_len = node_stride.checked_mul(capacity)?;
+        let file_len = nodes_at.checked_add(nodes_len)?.checked_next_multiple_of(PAGE)?;
+        let (key_size, value_size) = (def.key_size as usize, def.value_size as usize);
+        let max_entries = def.max_entries;
+        #[rustfmt::skip]
+        let layout = Layout { buckets, max_entries, extra, key_size, value_size, values, node_stride,
+            stash_at, used_at, heads_at, nodes_at, file_len };
+        Some(layout)
+    }
+
+    pub fn capacity(&self) -> u32 {
+        self.max_entries + self.extra
+    }
+}
+
+pub fn is_percpu(def: &MapDef) -> bool {
+    debug_assert!(table::row(def.map_type).is_some());
+    def.map_type == BPF_MAP_TYPE_PERCPU_HASH
+}
+
+/// A claimed node from the extra pool and the stash entry it came from.
+#[derive(Clone, Copy)]
+pub struct Borrowed {
+    pub node: u32,
+    entry: u32,
+}
+
+/// The mapped nodes.
+pub struct Nodes {
+    base: *mut u8,
+    nodes: *mut u8,
+    heads: *const AtomicU64,
+    pub layout: Layout,
+    pub mask: u64,
+    pub seed: u64,
+    value_at: usize,
+    owner: AtomicU16,
+}
+
+impl Nodes {
+    pub fn new(base: *mut u8, layout: Layout, shm: &Shm<'_>) -> Nodes {
+        Nodes {
+            base,
+            nodes: base.wrapping_add(layout.nodes_at),
+            heads: base.wrapping_add(layout.heads_at).cast(),
+            layout,
+            mask: layout.buckets as u64 - 1,
+            seed: shm.seed,
+            value_at: NODE_HEADER + round8(layout.key_size),
+            owner: AtomicU16::new(0),
+        }
+    }
+
+    pub fn set_owner(&self, owner: u16) {
+        self.owner.store(owner, Relaxed);
+    }
+
+    #[inline]
+    pub fn owner(&self) -> u16 {
+        self.owner.load(Relaxed)
+    }
+
+    #[inline]
+    pub fn head(&self, bucket: u64) -> &AtomicU64 {
+        // SAFETY: masked to the number of buckets, all inside the mapping; atomic.
+        unsafe { &*self.heads.add((bucket & self.mask) as usize) }
+    }
+
+    /// Whether an index read from shared memory names a node.
+    #[inline]
+    pub fn is_node(&self, index: u32) -> bool {
+        index != 0 && index <= self.layout.capacity()
+    }
+
+    #[inline]
+    fn node(&self, index: u32) -> *mut u8 {
+        debug_assert!(self.is_node(index));
+        self.nodes.wrapping_add((index as usize - 1) * self.layout.node_stride)
+    }
+
+    /// `index` must satisfy `is_node`.
+    #[inline]
+    pub fn next(&self, index: u32) -> &AtomicU64 {
+        // SAFETY: a node inside the mapping; node strides are multiples of eight; atomic.
+        unsafe { &*self.node(index).cast() }
+    }
+
+    #[inline]
+    fn state_word(&self, index: u32) -> &AtomicU64 {
+        // SAFETY: as in next; the header is 16 bytes.
+        unsafe { &*self.node(index).add(8).cast() }
+    }
+
+    #[inline]
+    pub fn key(&self, index: u32) -> *mut u8 {
+        self.node(index).wrapping_add(NODE_HEADER)
+    }
+
+    /// The value of `cpu`, which is below `layout.values`.
+    #[inline]
+    pub fn value(&self, index: u32, cpu: usize) -> *mut u8 {
+        debug_assert!(cpu < self.layout.values);
+        self.node(index).wrapping_add(self.value_at + cpu * round8(self.layout.value_size))
+    }
+
+    /// The raw state word and what it means; a zero word's meaning depends on the index.
+    #[inline]
+    pub fn state(&self, index: u32) -> (u64, State) {
+        let raw = self.state_word(index).load(Acquire); // pairs with release: the former life is over
+        let virgin_extra = raw == 0 && index > self.layout.max_entries;
+        (raw, State(if virgin_extra { Kind::Extra as u64 } else { raw }))
+    }
+
+    /// Takes `index` if it is free in the pool `from`.
+    #[inline]
+    fn try_claim(&self, index: u32, from: Kind) -> bool {
+        let (raw, state) = self.state(index);
+        let to = if from == Kind::Main { Kind::FromMain } else { Kind::FromExtra };
+        state.kind() == from
+            && self
+                .state_word(index)
+                .compare_exchange(raw, state.next(to, self.owner()).0, AcqRel, Relaxed)
+                .is_ok()
+    }
+
+    fn used(&self, word: usize) -> &AtomicU64 {
+        // SAFETY: callers keep word below the bitmap's length; atomic.
+        unsafe { &*self.base.add(self.layout.used_at).cast::<AtomicU64>().add(word) }
+    }
+
+    fn cursor(&self, cpu: u32) -> &AtomicU32 {
+        // SAFETY: inside the header page (asserted above); atomic.
+        unsafe { &*self.base.add(KIND_AREA).cast::<AtomicU32>().add(cpu as usize % CURSORS) }
+    }
+
+    fn stash(&self, entry: u32) -> &AtomicU32 {
+        // SAFETY: taken modulo the number of entries; atomic.
+        unsafe {
+            &*self
+                .base
+                .add(self.layout.stash_at)
+                .cast::<AtomicU32>()
+                .add((entry % self.layout.extra) as usize)
+        }
+    }
+
+    /// Claims a node for a new element. `None` means that max_entries elements exist (or are being made).
+    /// The cursor stays with the word of the last claim, whose nodes are in this CPU's cache.
+    pub fn claim_main(&self, cpu: u32) -> Option<u32> {
+        let capacity = self.layout.capacity() as usize;
+        let words = capacity.div_ceil(64);
+        let start = self.first_word(cpu, words);
+        for step in 0..words {
+            let word = (start + step) % words;
+            let mut free = !self.used(word).load(Relaxed);
+            while free != 0 {
+                let bit = free.trailing_zeros() as usize;
+                let index = word * 64 + bit + 1;
+                if index > capacity {
+                    break;
+                }
+                if self.try_claim(index as u32, Kind::Main) {
+                    // Before the node is linked, hence before anyone can free it and clear the bit.
+                    self.used(word).fetch_or(1 << bit, Relaxed);
+                    self.cursor(cpu).store(word as u32 + 1, Relaxed); // + 1: 0 is "never used"
+                    return Some(index as u32);
+                }
+                free &= free - 1;
+            }
+        }
+        None
+    }
+
+    /// CPUs begin apart; a zero cursor has not been used.
+    #[inline]
+    fn first_word(&self, cpu: u32, words: usize) -> usize {
+        match self.cursor(cpu).load(Relaxed) {
+            0 => (cpu as usize % CURSORS) * (words / CURSORS.min(words)) % words,
+            at => (at as usize - 1) % words,
+        }
+    }
+
+    /// Claims a node to replace an element with.
+    #[inline]
+    pub fn claim_extra(&self, cpu: u32) -> Option<Borrowed> {
+        for step in 0..self.layout.extra {
+            let entry = (cpu.wrapping_add(step)) % self.layout.extra;
+            let node = match self.stash(entry).load(Relaxed) {
+                0 => self.layout.max_entries + 1 + entry, // never used
+                node => node,
+            };
+            if self.is_node(node) && self.try_claim(node, Kind::Extra) {
+                return Some(Borrowed { node, entry });
+            }
+        }
+        None
+    }
+
+    /// `given` takes the place of a borrowed node that is now an element.
+    #[inline]
+    pub fn repay(&self, borrowed: Borrowed, given: u32) {
+        // Only who claimed the node an entry names may write the entry.
+        self.stash(borrowed.entry).store(given, Relaxed);
+    }
+
+    /// Ends a node's life. The caller claimed it and never linked it, or marked it and saw it unlinked.
+    #[inline]
+    pub fn release(&self, index: u32, to_extra: bool) {
+        let (_, state) = self.state(index);
+        let kind = if to_extra { Kind::Extra } else { Kind::Main };
+        // Pairs with try_claim's acquire: our last accesses to the node come before its next life.
+        self.state_word(index).store(state.next(kind, 0).0, Release);
+        if !to_extra {
+            self.clear_used(index);
+        }
+    }
+
+    /// As release, but only if the state is still `raw`: for recovery, which races with other recoveries.
+    pub fn release_if(&self, index: u32, raw: u64, to_extra: bool) -> bool {
+        let kind = if to_extra { Kind::Extra } else { Kind::Main };
+        let freed =
+            self.state_word(index).compare_exchange(raw, State(raw).next(kind, 0).0, AcqRel, Relaxed).is_ok();
+        if freed && !to_extra {
+            self.clear_used(index);
+        }
+        freed
+    }
+
+    #[inline]
+    pub fn clear_used(&self, index: u32) {
+        let at = index as usize - 1;
+        self.used(at / 64).fetch_and(!(1 << (at % 64)), Relaxed);
+    }
+
+    /// Whether the hint keeps claimers from a node.
+    pub fn is_hidden(&self, index: u32) -> bool {
+        let at = index as usize - 1;
+        self.used(at / 64).load(Relaxed) & (1 << (at % 64)) != 0
+    }
+
+    /// Makes the stash name exactly the extra pool's nodes again.
+    pub fn restash(&self, mut lost: impl Iterator<Item = u32>) {
+        for entry in 0..self.layout.extra {
+            let named = match self.stash(entry).load(Relaxed) {
+                0 => self.layout.max_entries + 1 + entry,
+                node => node,
+            };
+            let valid = self.is_node(named) && self.state(named).1.kind() == Kind::Extra;
+            if !valid {
+                let Some(node) = lost.next() else { return };
+                self.stash(entry).store(node, Relaxed);
+            }
+        }
+    }
+
+    /// Nodes that the extra pool owns but no stash entry names.
+    pub fn unstashed(&self) -> Vec<u32> {
+        let named: Vec<u32> = (0..self.layout.extra)
+            .map(|entry| match self.stash(entry).load(Relaxed) {
+                0 => self.layout.max_entries + 1 + entry,
+                node => node,
+            })
+            .collect();
+        let all = 1..=self.layout.capacity();
+        all.filter(|&i| self.state(i).1.kind() == Kind::Extra && !named.contains(&i)).collect()
+    }
+
+    /// Starts a claimed node's life in a chain before `index`.
+    #[inline]
+    pub fn set_next(&self, node: u32, index: u32) {
+        let (_, state) = self.state(node);
+        // Published by the CAS that links the node.
+        self.next(node).store(Link::first(state.epoch(), index).0, Relaxed);
+    }
+}

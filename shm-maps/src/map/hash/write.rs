@@ -1,0 +1,216 @@
+//! Insert, replace, delete.
+
+use super::chain::{Spot, Walk};
+use super::key::Key;
+use super::nodes::Borrowed;
+use super::word::Link;
+use super::{Hash, Source};
+use crate::uapi::{BPF_EXIST, BPF_NOEXIST};
+use crate::{copy, round8};
+use core::sync::atomic::Ordering::{AcqRel, Relaxed};
+use rustix::io::Errno;
+
+/// Nodes an update has claimed and not yet used.
+#[derive(Default)]
+struct Held {
+    main: Option<u32>,
+    extra: Option<Borrowed>,
+}
+
+/// Attempts before an update gives up with EBUSY, as the kernel's does when it can not take the bucket lock.
+/// Each failure means that another update succeeded, so this bounds hostile peers, not honest ones.
+const ATTEMPTS: u32 = 1 << 16;
+
+impl Hash {
+    /// The update of all four kinds of caller.
+    #[inline]
+    pub(super) fn write(&self, key: Key, source: Source, flags: u64) -> Result<(), Errno> {
+        if flags > BPF_EXIST {
+            return Err(Errno::INVAL);
+        }
+        let mut held = Held::default();
+        let bucket = key.hash(self.nodes.seed);
+        for _ in 0..ATTEMPTS {
+            let done = match self.find(bucket, key) {
+                Walk::Lost => Err(Errno::BUSY),
+                Walk::At(_) if flags == BPF_NOEXIST => Err(Errno::EXIST),
+                Walk::End { .. } if flags == BPF_EXIST => Err(Errno::NOENT),
+                Walk::At(spot) if self.percpu => {
+                    self.fill_values(spot.node, source, false);
+                    Ok(true)
+                }
+                Walk::At(spot) => self.replace(bucket, key, source, &spot, &mut held),
+                Walk::End { head } => self.insert(bucket, key, source, head, &mut held),
+            };
+            match done {
+                Ok(false) => continue,
+                Ok(true) => return self.finish(held, Ok(())),
+                Err(e) => return self.finish(held, Err(e)),
+            }
+        }
+        self.finish(held, Err(Errno::BUSY))
+    }
+
+    #[inline]
+    fn finish(&self, held: Held, result: Result<(), Errno>) -> Result<(), Errno> {
+        if let Some(node) = held.main {
+            self.nodes.release(node, false);
+        }
+        if let Some(borrowed) = held.extra {
+            self.nodes.release(borrowed.node, true);
+        }
+        result
+    }
+
+    /// True when linked, false when the chain changed and the update must look again.
+    #[inline]
+    fn insert(
+        &self,
+        bucket: u64,
+        key: Key,
+        source: Source,
+        head: Link,
+        held: &mut Held,
+    ) -> Result<bool, Errno> {
+        let node = match held.main {
+            Some(node) => node,
+            None => {
+                let node = self.nodes.claim_main(self.claim_cpu(source)).ok_or(Errno::TOOBIG)?;
+                held.main = Some(node);
+                self.fill(node, key, source);
+                node
+            }
+        };
+        self.nodes.set_next(node, head.index());
+        // Release publishes the node's key and value. A peer that dies before this leaves a claimed node
+        // that recover gives back; after it, the element exists.
+        let linked =
+            self.nodes.head(bucket).compare_exchange(head.0, head.to(node).0, AcqRel, Relaxed).is_ok();
+        if linked {
+            held.main = None;
+        }
+        Ok(linked)
+    }
+
+    /// True when replaced, false when the chain changed and the update must look again.
+    #[inline]
+    fn replace(
+        &self,
+        bucket: u64,
+        key: Key,
+        source: Source,
+        spot: &Spot<'_>,
+        held: &mut Held,
+    ) -> Result<bool, Errno> {
+        if held.extra.is_none() && held.main.is_none() {
+            self.hold_replacement(key, source, held)?;
+        }
+        let node = held.extra.map(|b| b.node).or(held.main).ok_or(Errno::BUSY)?;
+        self.nodes.set_next(node, spot.next_word.index());
+        let (_, old) = self.nodes.state(spot.node);
+        let mark = Link::marked(node, self.nodes.owner(), old.epoch(), held.extra.is_some());
+        let word = self.nodes.next(spot.node);
+        if word.compare_exchange(spot.next_word.0, mark.0, AcqRel, Relaxed).is_err() {
+            return Ok(false);
+        }
+        match held.extra.take() {
+            Some(borrowed) => {
+                self.nodes.repay(borrowed, spot.node);
+                self.retire(bucket, spot, node, true);
+            }
+            None => {
+                held.main = None;
+                self.retire(bucket, spot, node, false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Extra nodes outnumber the CPU slots; when many tool threads hold them all, a main node does.
+    #[inline]
+    fn hold_replacement(&self, key: Key, source: Source, held: &mut Held) -> Result<(), Errno> {
+        let cpu = self.claim_cpu(source);
+        held.extra = self.nodes.claim_extra(cpu);
+        let node = match held.extra {
+            Some(borrowed) => borrowed.node,
+            None => {
+                held.main = self.nodes.claim_main(cpu);
+                held.main.ok_or(Errno::BUSY)?
+            }
+        };
+        self.fill(node, key, source);
+        Ok(())
+    }
+
+    /// Deletes `key`; `last_look` sees the element after it left the map and before it is recycled.
+    #[inline]
+    pub(super) fn remove(&self, key: Key, mut last_look: impl FnMut(u32)) -> Result<(), Errno> {
+        let bucket = key.hash(self.nodes.seed);
+        for _ in 0..ATTEMPTS {
+            let spot = match self.find(bucket, key) {
+                Walk::At(spot) => spot,
+                Walk::End { .. } => return Err(Errno::NOENT),
+                Walk::Lost => return Err(Errno::BUSY),
+            };
+            let (_, state) = self.nodes.state(spot.node);
+            let successor = spot.next_word.index();
+            let mark = Link::marked(successor, self.nodes.owner(), state.epoch(), false);
+            let word = self.nodes.next(spot.node);
+            if word.compare_exchange(spot.next_word.0, mark.0, AcqRel, Relaxed).is_ok() {
+                last_look(spot.node);
+                self.retire(bucket, &spot, successor, false);
+                return Ok(());
+            }
+        }
+        Err(Errno::BUSY)
+    }
+
+    /// After the mark: unlink, then end the node's life. If it can not be unlinked (corruption), it is lost.
+    #[inline]
+    fn retire(&self, bucket: u64, spot: &Spot<'_>, successor: u32, to_extra: bool) {
+        if self.nodes.unlink(bucket, spot, successor) {
+            self.nodes.release(spot.node, to_extra);
+        }
+    }
+
+    /// Which CPU's hints to claim by. The tool starts elsewhere than the programs.
+    #[inline]
+    fn claim_cpu(&self, source: Source) -> u32 {
+        match source {
+            Source::Cpu(_, cpu) => cpu,
+            Source::All(_) => self.nodes.layout.extra - 1,
+        }
+    }
+
+    /// Writes key and values of a claimed node, which nobody else reads.
+    #[inline]
+    fn fill(&self, node: u32, key: Key, source: Source) {
+        // SAFETY: the node's key slot holds key_size bytes rounded up.
+        unsafe { copy::to_shared(self.nodes.key(node), key.bytes(), self.nodes.layout.key_size) };
+        self.fill_values(node, source, true);
+    }
+
+    /// Writes values; of a new element the other CPUs' are zero.
+    #[inline]
+    fn fill_values(&self, node: u32, source: Source, new: bool) {
+        let size = self.nodes.layout.value_size;
+        let (first, count) = (self.nodes.value(node, 0), self.nodes.layout.values);
+        match source {
+            Source::Cpu(value, cpu) => {
+                if new && self.percpu {
+                    // SAFETY: the node's value slots.
+                    unsafe { copy::zero_shared(first, count * round8(size)) };
+                }
+                let slot = if self.percpu { self.nodes.value(node, cpu as usize % count) } else { first };
+                // SAFETY: one value slot; the caller's value.
+                unsafe { copy::to_shared(slot, value, size) };
+            }
+            Source::All(values) if self.percpu => {
+                // SAFETY: all value slots; the tool's buffer has the same layout.
+                unsafe { copy::to_shared(first, values, count * round8(size)) };
+            }
+            // SAFETY: one value slot; the tool's buffer is value_size bytes.
+            Source::All(value) => unsafe { copy::to_shared(first, value, size) },
+        }
+    }
+}

@@ -1,0 +1,317 @@
+//! BPF maps.
+
+mod array;
+mod fd_array;
+mod hash;
+mod header;
+mod ops;
+mod perf_array;
+mod ringbuf;
+mod stack_trace;
+mod syscall;
+pub mod table;
+
+pub use perf_array::PerfEventArray;
+pub use stack_trace::StackTrace;
+
+use crate::region::{Region, create_sealed, sealed_size};
+use crate::ring::RingBuf;
+use crate::uapi::*;
+use crate::{PAGE, neg};
+use core::ops::ControlFlow;
+use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
+use ops::{Ops, Shm};
+use rustix::io::Errno;
+use rustix::rand::{GetRandomFlags, getrandom};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use table::{Kind, with_kind};
+
+/// The kernel's NR_CPUS_DEFAULT ceiling: a header that claims more is a forgery.
+pub const MAX_CPUS: u32 = 8192;
+
+/// What MAP_CREATE is given.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct MapDef {
+    /// BPF_MAP_TYPE_*
+    pub map_type: u32,
+    /// bytes
+    pub key_size: u32,
+    /// bytes, of one CPU's value
+    pub value_size: u32,
+    /// elements, or bytes for a ring buffer
+    pub max_entries: u32,
+    /// BPF_F_*
+    pub map_flags: u32,
+    /// NUL-terminated
+    pub name: [u8; 16],
+    /// type-specific
+    pub map_extra: u64,
+    /// id of the BTF object, 0 for none
+    pub btf_id: u32,
+    /// BTF type of the key
+    pub btf_key_type_id: u32,
+    /// BTF type of the value
+    pub btf_value_type_id: u32,
+}
+
+/// The per-CPU ABI: a user-space value of a per-CPU map is `round_up(value_size, 8) * possible` bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Cpus {
+    /// Number of possible CPUs.
+    pub possible: u32,
+}
+
+/// An open map: the mapping of its memfd and a private, validated copy of its attributes.
+pub struct Map {
+    kind: Kind,
+    def: MapDef,
+    cpus: u32,
+    inode: u64,
+    // Last: `kind` holds pointers into it.
+    region: Region,
+}
+
+// SAFETY: everything shared behind the pointers in `kind` is atomic or moved by relaxed atomic copies.
+unsafe impl Send for Map {}
+// SAFETY: as above.
+unsafe impl Sync for Map {}
+
+impl core::fmt::Debug for Map {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.debug_struct("Map").field("def", &self.def).field("cpus", &self.cpus).finish_non_exhaustive()
+    }
+}
+
+impl Map {
+    /// BPF_MAP_CREATE: validates as the kernel does, makes the memfd and opens it.
+    ///
+    /// # Errors
+    /// EINVAL, E2BIG, ENOMEM as the kernel's; EMFILE and the like from memfd_create.
+    pub fn create(def: &MapDef, cpus: u32) -> Result<(OwnedFd, Map), Errno> {
+        table::check(def)?;
+        if cpus == 0 || cpus > MAX_CPUS {
+            return Err(Errno::INVAL);
+        }
+        let len = Kind::file_len(def, cpus).ok_or(Errno::NOMEM)?;
+        let fd = create_sealed("bpftime-map", len)?;
+        let seed = if def.map_flags & BPF_F_ZERO_SEED != 0 { 0 } else { random_seed()? };
+        let page = Region::map(fd.as_fd(), PAGE)?;
+        // SAFETY: a fresh page of a file that only we hold.
+        unsafe { header::write(page.base(), def, cpus, seed) };
+        let map = Map::open(fd.as_fd())?;
+        Ok((fd, map))
+    }
+
+    /// Maps a map's memfd, which may come from an untrusted peer.
+    ///
+    /// # Errors
+    /// EINVAL when it is not a sealed memfd with a valid header and the size that header implies.
+    pub fn open(fd: BorrowedFd<'_>) -> Result<Map, Errno> {
+        let (size, inode) = sealed_size(fd)?;
+        if size < PAGE {
+            return Err(Errno::INVAL);
+        }
+        let page = Region::map(fd, PAGE)?;
+        // SAFETY: one page is mapped and the file can not shrink.
+        let opened = unsafe { header::read(page.base()) }?;
+        let expected = Kind::file_len(&opened.def, opened.cpus).ok_or(Errno::INVAL)?;
+        if size != expected {
+            return Err(Errno::INVAL);
+        }
+        let shm = Shm { fd, len: size, def: &opened.def, cpus: opened.cpus, seed: opened.seed };
+        let (region, kind) = Kind::open(shm)?;
+        Ok(Map { kind, def: opened.def, cpus: opened.cpus, inode, region })
+    }
+
+    /// The attributes given to MAP_CREATE.
+    pub fn def(&self) -> &MapDef {
+        &self.def
+    }
+
+    /// Possible CPUs the map was made for.
+    pub fn cpus(&self) -> Cpus {
+        Cpus { possible: self.cpus }
+    }
+
+    /// Identity: the inode of the memfd, the same for every descriptor of this map.
+    pub fn id(&self) -> u64 {
+        self.inode
+    }
+
+    /// The id bpf(2) reports, 0 until [`Map::set_map_id`].
+    pub fn map_id(&self) -> u32 {
+        self.state().map_id.load(Relaxed)
+    }
+
+    /// Assigns the id bpf(2) reports.
+    pub fn set_map_id(&self, id: u32) {
+        self.state().map_id.store(id, Relaxed);
+    }
+
+    /// Names this process in whatever it may leave half done, for [`Map::recover`]. Owners are indices
+    /// below 65536 that the session hands out; 0 is for processes that are never recovered.
+    pub fn set_owner(&self, owner: u16) {
+        with_kind!(&self.kind, m => m.set_owner(owner));
+    }
+
+    /// Repairs what the dead process `owner` left half done: nodes it held, locks, busy records.
+    /// Call before the owner index is given out again. Returns the number of repairs.
+    pub fn recover(&self, owner: u16) -> usize {
+        with_kind!(&self.kind, m => m.recover(owner))
+    }
+
+    fn state(&self) -> &header::State {
+        // SAFETY: the region begins with the header page and lives as long as self.
+        unsafe { header::state(self.region.base()) }
+    }
+
+    /// BPF_MAP_FREEZE.
+    ///
+    /// # Errors
+    /// EPERM when already frozen or the descriptor is read-only, EBUSY while writable mappings exist.
+    pub fn freeze(&self) -> Result<(), Errno> {
+        if self.def.map_flags & BPF_F_RDONLY != 0 || self.is_frozen() {
+            return Err(Errno::PERM);
+        }
+        if self.state().writers.load(Acquire) != 0 {
+            return Err(Errno::BUSY);
+        }
+        self.state().frozen.store(1, Release); // pairs with is_frozen
+        Ok(())
+    }
+
+    /// Whether BPF_MAP_FREEZE succeeded: syscall-side writes are EPERM from then on.
+    pub fn is_frozen(&self) -> bool {
+        self.state().frozen.load(Acquire) != 0 // pairs with freeze
+    }
+
+    /// The server is about to give the tool a writable mapping.
+    ///
+    /// # Errors
+    /// EPERM when the map is frozen.
+    pub fn writer_added(&self) -> Result<(), Errno> {
+        if self.is_frozen() {
+            return Err(Errno::PERM);
+        }
+        self.state().writers.fetch_add(1, AcqRel);
+        Ok(())
+    }
+
+    /// A writable mapping is gone.
+    pub fn writer_removed(&self) {
+        let _ = self.state().writers.try_update(AcqRel, Acquire, |n| n.checked_sub(1));
+    }
+
+    /// bpf_map_lookup_elem: the value, or null. For per-CPU maps that of `cpu`.
+    ///
+    /// # Safety
+    /// `key` is valid for key_size bytes; the caller owns the CPU slot `cpu`.
+    #[inline]
+    pub unsafe fn lookup(&self, key: *const u8, cpu: u32) -> *mut u8 {
+        // SAFETY: the caller's promise.
+        with_kind!(&self.kind, m => unsafe { m.lookup(key, cpu) })
+    }
+
+    /// bpf_map_update_elem: 0 or a negated errno. For per-CPU maps writes the value of `cpu` only.
+    ///
+    /// # Safety
+    /// `key` and `value` are valid for key_size and value_size bytes; the caller owns the slot `cpu`.
+    #[inline]
+    pub unsafe fn update(&self, key: *const u8, value: *const u8, flags: u64, cpu: u32) -> i64 {
+        if flags & BPF_F_LOCK != 0 {
+            return neg(Errno::INVAL);
+        }
+        // SAFETY: the caller's promise.
+        with_kind!(&self.kind, m => unsafe { m.update(key, value, flags, cpu) })
+    }
+
+    /// bpf_map_delete_elem: 0 or a negated errno.
+    ///
+    /// # Safety
+    /// `key` is valid for key_size bytes.
+    #[inline]
+    pub unsafe fn delete(&self, key: *const u8) -> i64 {
+        // SAFETY: the caller's promise.
+        with_kind!(&self.kind, m => unsafe { m.delete(key) })
+    }
+
+    /// bpf_for_each_map_elem: calls `visit(key, value)` for each element until it breaks. Returns the
+    /// number of calls, or a negated errno for types that have no such operation.
+    ///
+    /// # Safety
+    /// The caller owns the CPU slot `cpu`; `visit` keeps no pointer.
+    pub unsafe fn for_each(
+        &self,
+        cpu: u32,
+        visit: &mut dyn FnMut(*const u8, *mut u8) -> ControlFlow<()>,
+    ) -> i64 {
+        // SAFETY: the caller's promise.
+        with_kind!(&self.kind, m => unsafe { m.for_each(cpu, visit) })
+    }
+
+    /// Address of element 0 of an ARRAY: direct value access (.data, .rodata).
+    pub fn value_base(&self) -> Option<*mut u8> {
+        match &self.kind {
+            Kind::ARRAY(array) => Some(array.base()),
+            _ => None,
+        }
+    }
+
+    /// Bytes from one element of an ARRAY (or of one CPU's PERCPU_ARRAY) to the next.
+    pub fn value_stride(&self) -> usize {
+        crate::round8(self.def.value_size as usize)
+    }
+
+    /// What mmap of a BPF_F_MMAPABLE array covers: file offset and length. None for other maps.
+    pub fn mmap_window(&self) -> Option<(u64, usize)> {
+        match &self.kind {
+            Kind::ARRAY(_) if self.def.map_flags & BPF_F_MMAPABLE != 0 => {
+                let bytes = self.value_stride() * self.def.max_entries as usize;
+                Some((PAGE as u64, bytes.next_multiple_of(PAGE)))
+            }
+            _ => None,
+        }
+    }
+
+    /// The ring of a RINGBUF map.
+    #[inline]
+    pub fn ringbuf(&self) -> Option<&RingBuf> {
+        match &self.kind {
+            Kind::RINGBUF(map) => Some(map.ring()),
+            _ => None,
+        }
+    }
+
+    /// The slots of a PERF_EVENT_ARRAY.
+    #[inline]
+    pub fn perf_event_array(&self) -> Option<&PerfEventArray> {
+        match &self.kind {
+            Kind::PERF_EVENT_ARRAY(array) => Some(array),
+            _ => None,
+        }
+    }
+
+    /// The stacks of a STACK_TRACE map.
+    #[inline]
+    pub fn stack_trace(&self) -> Option<&StackTrace> {
+        match &self.kind {
+            Kind::STACK_TRACE(stacks) => Some(stacks),
+            _ => None,
+        }
+    }
+
+    /// The object ids in a PROG_ARRAY or CGROUP_ARRAY.
+    #[inline]
+    pub fn fd_array(&self) -> Option<&fd_array::FdArray> {
+        match &self.kind {
+            Kind::PROG_ARRAY(array) | Kind::CGROUP_ARRAY(array) => Some(array),
+            _ => None,
+        }
+    }
+}
+
+fn random_seed() -> Result<u64, Errno> {
+    let mut seed = [0u8; 8];
+    getrandom(&mut seed, GetRandomFlags::empty())?;
+    Ok(u64::from_ne_bytes(seed))
+}

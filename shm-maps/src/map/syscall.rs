@@ -1,0 +1,108 @@
+//! The tool's side of a map: bpf(2) commands with the kernel's order of checks.
+
+use super::Map;
+use super::ops::Ops as _;
+use super::table::{Kind, with_kind};
+use crate::round8;
+use crate::uapi::*;
+use rustix::io::Errno;
+
+impl Map {
+    /// Bytes of a value in the tool's buffers.
+    pub fn value_size_user(&self) -> usize {
+        let one = self.def.value_size as usize;
+        match &self.kind {
+            Kind::PERCPU_HASH(_) | Kind::PERCPU_ARRAY(_) => round8(one) * self.cpus as usize,
+            Kind::PERF_EVENT_ARRAY(_) | Kind::PROG_ARRAY(_) | Kind::CGROUP_ARRAY(_) => 4,
+            _ => one,
+        }
+    }
+
+    fn readable(&self) -> Result<(), Errno> {
+        if self.def.map_flags & BPF_F_WRONLY != 0 { Err(Errno::PERM) } else { Ok(()) }
+    }
+
+    fn writable(&self) -> Result<(), Errno> {
+        if self.def.map_flags & BPF_F_RDONLY != 0 || self.is_frozen() { Err(Errno::PERM) } else { Ok(()) }
+    }
+
+    fn has_key_len(&self, key: &[u8]) -> Result<(), Errno> {
+        if key.len() == self.def.key_size as usize { Ok(()) } else { Err(Errno::INVAL) }
+    }
+
+    fn has_value_len(&self, len: usize) -> Result<(), Errno> {
+        if len == self.value_size_user() { Ok(()) } else { Err(Errno::INVAL) }
+    }
+
+    /// The kernel refuses unknown flags before it looks at the map.
+    fn known_flags(flags: u64) -> Result<(), Errno> {
+        if flags & !BPF_F_LOCK == 0 { Ok(()) } else { Err(Errno::INVAL) }
+    }
+
+    /// And BPF_F_LOCK after it saw that the map's values hold no bpf_spin_lock, which is all maps here.
+    fn no_lock(flags: u64) -> Result<(), Errno> {
+        if flags & BPF_F_LOCK == 0 { Ok(()) } else { Err(Errno::INVAL) }
+    }
+
+    /// BPF_MAP_LOOKUP_ELEM. `value` is [`Map::value_size_user`] bytes.
+    ///
+    /// # Errors
+    /// The kernel's: ENOENT, EINVAL, EPERM, ENOTSUPP.
+    pub fn sys_lookup(&self, key: &[u8], value: &mut [u8], flags: u64) -> Result<(), Errno> {
+        Self::known_flags(flags)?;
+        self.readable()?;
+        Self::no_lock(flags)?;
+        self.has_key_len(key)?;
+        self.has_value_len(value.len())?;
+        with_kind!(&self.kind, m => m.sys_lookup(key, value))
+    }
+
+    /// BPF_MAP_UPDATE_ELEM.
+    ///
+    /// # Errors
+    /// The kernel's: EEXIST, ENOENT, E2BIG, EINVAL, EPERM, ENOTSUPP.
+    pub fn sys_update(&self, key: &[u8], value: &[u8], flags: u64) -> Result<(), Errno> {
+        self.writable()?;
+        Self::no_lock(flags)?;
+        self.has_key_len(key)?;
+        self.has_value_len(value.len())?;
+        with_kind!(&self.kind, m => m.sys_update(key, value, flags))
+    }
+
+    /// BPF_MAP_DELETE_ELEM.
+    ///
+    /// # Errors
+    /// The kernel's: ENOENT, EINVAL, E2BIG, EPERM, ENOTSUPP.
+    pub fn sys_delete(&self, key: &[u8]) -> Result<(), Errno> {
+        self.writable()?;
+        self.has_key_len(key)?;
+        with_kind!(&self.kind, m => m.sys_delete(key))
+    }
+
+    /// BPF_MAP_GET_NEXT_KEY: the first key for no key or an unknown one.
+    ///
+    /// # Errors
+    /// ENOENT at the end; EPERM, EINVAL, ENOTSUPP as the kernel's.
+    pub fn sys_next_key(&self, key: Option<&[u8]>, out: &mut [u8]) -> Result<(), Errno> {
+        self.readable()?;
+        if let Some(key) = key {
+            self.has_key_len(key)?;
+        }
+        self.has_key_len(out)?;
+        with_kind!(&self.kind, m => m.sys_next_key(key, out))
+    }
+
+    /// BPF_MAP_LOOKUP_AND_DELETE_ELEM.
+    ///
+    /// # Errors
+    /// The kernel's: ENOENT, EINVAL, EPERM, ENOTSUPP.
+    pub fn sys_lookup_and_delete(&self, key: &[u8], value: &mut [u8], flags: u64) -> Result<(), Errno> {
+        Self::known_flags(flags)?;
+        self.readable()?;
+        self.writable()?;
+        Self::no_lock(flags)?;
+        self.has_key_len(key)?;
+        self.has_value_len(value.len())?;
+        with_kind!(&self.kind, m => m.sys_lookup_and_delete(key, value))
+    }
+}
