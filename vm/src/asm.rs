@@ -287,3 +287,32 @@ fn number32(text: &str) -> Result<i32, &'static str> {
         Err("immediate too large")
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn labels_count_both_slots_of_lddw() {
+        let insns = assemble("ja end; lddw r0, 1; end: exit # comment").unwrap();
+        assert_eq!((insns.len(), insns[0].off), (4, 2));
+    }
+
+    #[test]
+    fn numbers_in_every_notation() {
+        let imm = |text: &str| assemble(&format!("mov r0, {text}")).map(|insns| insns[0].imm);
+        assert_eq!(imm("-0x10"), Ok(-16));
+        assert_eq!(imm("1_000"), Ok(1000));
+        assert_eq!(imm("0xffff_ffff"), Ok(-1));
+        assert_eq!(imm("0x1_0000_0000").map_err(|e| e.what), Err("immediate too large"));
+    }
+
+    #[test]
+    fn what_is_wrong_is_said() {
+        let what = |text| assemble(text).map_err(|e| (e.statement, e.what));
+        assert_eq!(what("exit; frob r1"), Err(("frob r1".into(), "unknown instruction")));
+        assert_eq!(what("ja nowhere"), Err(("ja nowhere".into(), "unknown label")));
+        assert_eq!(what("mov r16, 1"), Err(("mov r16, 1".into(), "not a register")));
+        assert_eq!(what("mov r1"), Err(("mov r1".into(), "operand missing")));
+    }
+}

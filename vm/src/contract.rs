@@ -41,3 +41,7 @@ pub const FUEL_ABORTED: i64 = i64::MIN;
 /// r0 after a tail call that found no program and fell through: -EINVAL, as helpers spell failure.
 /// The helper itself returns the address of the program's entry, or 0 to fall through.
 pub const TAIL_CALL_FAILED: i64 = -22;
+
+/// Tail calls that a run may make, the kernel's `MAX_TAIL_CALL_CNT`. The helper counts: generated code calls
+/// the target and each link of the chain is a native frame.
+pub const MAX_TAIL_CALLS: u32 = 33;

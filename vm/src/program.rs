@@ -1,7 +1,7 @@
 //! A decoded program: what the interpreter runs, the verifier judges and the compiler translates.
 #![forbid(unsafe_code)]
 
-use crate::isa::{Callee, Const, MAX_STACK, MapIdx, Op};
+use crate::isa::{Callee, MAX_STACK, MapIdx, Op};
 
 /// Stack of one function, in bytes below r10.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -31,6 +31,7 @@ pub struct Program {
     pub(crate) targets: Vec<bool>,
     pub(crate) reachable: Vec<bool>,
     pub(crate) maps: Vec<MapIdx>,
+    pub(crate) callbacks: bool,
     pub(crate) hash: u64,
 }
 
@@ -75,7 +76,7 @@ impl Program {
 
     /// Whether addresses of functions are handed to helpers as callbacks.
     pub fn has_callbacks(&self) -> bool {
-        self.reachable_ops().any(|op| matches!(op, Op::LoadConst { value: Const::Func(_), .. }))
+        self.callbacks
     }
 
     /// Narrows the stack of a function to what the verifier proved: `depth` bytes below r10 hold every
@@ -83,6 +84,14 @@ impl Program {
     pub fn set_stack_depth(&mut self, func: usize, depth: u32) {
         if let Some(func) = self.funcs.get_mut(func) {
             func.stack.reserve = depth.max(func.stack.seen).next_multiple_of(16).min(MAX_STACK);
+        }
+    }
+
+    /// Narrows reachability to what the verifier visited: the compiler leaves the rest out. `live` has one
+    /// entry per slot.
+    pub fn retain_live(&mut self, live: &[bool]) {
+        for (slot, reachable) in self.reachable.iter_mut().enumerate() {
+            *reachable &= live.get(slot).copied().unwrap_or(false);
         }
     }
 

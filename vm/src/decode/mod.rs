@@ -80,18 +80,20 @@ pub fn decode_with(
     }
     let starts = funcs::starts(insns)?;
     let mut ops = slot::decode_all(insns, &starts, env, options.dialect)?;
-    let mut funcs = funcs::cut(&ops, &starts)?;
+    let funcs = funcs::cut(&ops, &starts)?;
     let reachable = reach::reachable(&ops, &funcs);
     reach::settle_helpers(&mut ops, &reachable, env, options.unknown_helpers)?;
-    stack::bound(&ops, &mut funcs, &reachable)?;
-    Ok(Program {
+    let mut program = Program {
         targets: funcs::targets(&ops),
         maps: maps_used(&ops),
+        callbacks: ops.iter().any(|op| matches!(op, Op::LoadConst { value: Const::Func(_), .. })),
         hash: bytecode_hash(insns),
         ops,
         funcs,
         reachable,
-    })
+    };
+    stack::bound(&mut program)?;
+    Ok(program)
 }
 
 fn maps_used(ops: &[Op]) -> Vec<MapIdx> {

@@ -7,8 +7,9 @@
 
 use super::error::{LoadError, Reason};
 use super::func_of;
-use crate::isa::{AluOp, Callee, Const, MAX_FRAMES, MAX_STACK, Op, Operand, Reg, Size, Width};
-use crate::program::{Func, StackUse};
+use crate::isa::{AluOp, AtomicOp, Callee, MAX_FRAMES, MAX_STACK, Op, Operand, Reg, Size, Width};
+use crate::program::{Func, Program, StackUse};
+use std::collections::HashMap;
 
 /// What a register may hold, as far as the stack is concerned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,64 +35,73 @@ impl Value {
 type Regs = [Value; Reg::COUNT];
 
 /// Fills in the stack use of every function and checks chains of calls.
-pub(super) fn bound(ops: &[Op], funcs: &mut [Func], reachable: &[bool]) -> Result<(), LoadError> {
-    let callbacks = ops.iter().any(|op| matches!(op, Op::LoadConst { value: Const::Func(_), .. }));
-    for func in funcs.iter_mut() {
-        if reachable[func.start] {
-            func.stack = Frame::new(ops, *func, callbacks).run()?;
+pub(super) fn bound(program: &mut Program) -> Result<(), LoadError> {
+    for index in 0..program.funcs.len() {
+        let func = program.funcs[index];
+        if program.reachable[func.start] {
+            program.funcs[index].stack = Frame::new(program, func).run()?;
         }
     }
+    let (ops, funcs) = (&program.ops, &program.funcs);
     let mut chain = Chain { ops, funcs, done: vec![None; funcs.len()], open: vec![] };
     chain.depth(0, 0).map(|_| ())
 }
 
 /// The analysis of one function.
 struct Frame<'a> {
-    ops: &'a [Op],
+    program: &'a Program,
     func: Func,
-    /// Registers on entry to each slot of the function; `None` until reached.
-    entry: Vec<Option<Regs>>,
+    /// Registers on entry to the blocks reached so far, by first slot.
+    entry: HashMap<usize, Regs>,
     pending: Vec<usize>,
-    /// Helpers may hand a stack pointer on to other functions of the program.
-    callbacks: bool,
     seen: u32,
     escaped: bool,
 }
 
 impl Frame<'_> {
-    fn new(ops: &[Op], func: Func, callbacks: bool) -> Frame<'_> {
+    fn new(program: &Program, func: Func) -> Frame<'_> {
         let mut regs = [Value::Other; Reg::COUNT];
         regs[Reg::FP.index()] = Value::Fp(0);
-        let mut entry = vec![None; func.end - func.start];
-        entry[0] = Some(regs);
-        Frame { ops, func, entry, pending: vec![func.start], callbacks, seen: 0, escaped: false }
+        let entry = HashMap::from([(func.start, regs)]);
+        Frame { program, func, entry, pending: vec![func.start], seen: 0, escaped: false }
     }
 
     fn run(mut self) -> Result<StackUse, LoadError> {
-        while let Some(at) = self.pending.pop() {
-            let Some(mut regs) = self.entry[at - self.func.start] else { continue };
-            let op = self.ops[at];
-            self.step(at, &op, &mut regs)?;
-            if let Some(target) = op.target() {
-                self.flow(target, &regs);
-            }
-            if op.falls_through() {
-                self.flow(at + op.slots(), &regs);
-            }
+        while let Some(start) = self.pending.pop() {
+            self.block(start)?;
         }
         let reserve = if self.escaped { MAX_STACK } else { self.seen.next_multiple_of(16) };
         Ok(StackUse { seen: self.seen, reserve })
     }
 
-    /// Merges registers into a slot's entry; a change queues the slot.
+    /// From the start of a block to where control leaves it or another one begins.
+    fn block(&mut self, start: usize) -> Result<(), LoadError> {
+        let (program, mut at) = (self.program, start);
+        let Some(mut regs) = self.entry.get(&start).copied() else { return Ok(()) };
+        while at < self.func.end {
+            let op = program.ops[at];
+            self.step(at, &op, &mut regs)?;
+            if let Some(target) = op.target() {
+                self.flow(target, &regs);
+            }
+            at += op.slots();
+            if !op.falls_through() {
+                break;
+            }
+            if program.is_target(at) {
+                self.flow(at, &regs);
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Merges registers into a block's entry; a change queues the block.
     fn flow(&mut self, to: usize, regs: &Regs) {
-        let entry = &mut self.entry[to - self.func.start];
-        let merged = match entry {
-            None => *regs,
-            Some(old) => std::array::from_fn(|i| old[i].join(regs[i])),
-        };
-        if *entry != Some(merged) {
-            *entry = Some(merged);
+        let old = self.entry.get(&to);
+        let merged = old.map_or(*regs, |old| std::array::from_fn(|i| old[i].join(regs[i])));
+        if old != Some(&merged) {
+            self.entry.insert(to, merged);
             self.pending.push(to);
         }
     }
@@ -113,8 +123,8 @@ impl Frame<'_> {
         if let Some(dst) = op.written() {
             regs[dst.index()] = computed(op, regs);
         }
-        if matches!(op, Op::Atomic { fetch: true, .. }) {
-            regs[Reg::R0.index()] = regs[Reg::R0.index()].join(Value::Other);
+        if matches!(op, Op::Atomic { op: AtomicOp::Cmpxchg, .. }) {
+            regs[Reg::R0.index()] = Value::Other;
         }
         Ok(())
     }
@@ -165,7 +175,8 @@ impl Frame<'_> {
                 }
                 (Callee::Helper(_), Value::Fp(off)) => {
                     self.uses(off);
-                    self.escaped |= self.callbacks;
+                    // Which may hand it on to a callback.
+                    self.escaped |= self.program.callbacks;
                 }
                 _ => self.escaped = true,
             }

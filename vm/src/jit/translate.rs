@@ -83,6 +83,8 @@ impl<'a, 'b> Translator<'a, 'b> {
             if self.program.is_reachable(at) {
                 self.begin(at);
                 self.op(at, op);
+            } else {
+                self.cut();
             }
             at += op.slots();
         }
@@ -100,6 +102,14 @@ impl<'a, 'b> Translator<'a, 'b> {
         }
         self.b.switch_to_block(block);
         self.closed = false;
+    }
+
+    /// Live code runs into code that the verifier proved dead: end here, whatever happens.
+    fn cut(&mut self) {
+        if !self.closed {
+            self.b.ins().jump(self.stopped, &[]);
+            self.closed = true;
+        }
     }
 
     fn op(&mut self, at: usize, op: Op) {
@@ -158,7 +168,7 @@ impl<'a, 'b> Translator<'a, 'b> {
     }
 
     fn block(&mut self, slot: usize) -> Block {
-        // Every target is a leader; the fallback keeps this total.
+        // Targets without a block are those that the verifier proved dead.
         self.blocks[slot - self.func.start].unwrap_or(self.stopped)
     }
 

@@ -115,3 +115,20 @@ fn many_live_values_are_kept_over_a_call() {
     // (1 + 10), all four, and the two from the stack.
     on_every_engine(source, &memory, 11 + 1111 + 1001);
 }
+
+#[test]
+fn code_that_the_verifier_proved_dead_is_not_compiled() {
+    let source =
+        "mov r0, 1; jeq r1, 0, dead; call local f; ja out; dead: call 195896080; mov r0, 3; out: exit
+        f: mov r0, 2; exit";
+    let mut program = super::engines::load(source).unwrap();
+    let all = program.clone();
+    program.retain_live(&[true, true, true, true, false, false, true, true, true]);
+    let (mut engines, whole) = (Engines::new(program), Engines::new(all));
+    assert_eq!(engines.run(&[0]).r0, Some(2));
+    assert!(engines.image.code_len() <= whole.image.code_len());
+    // Live code that runs into dead code ends with 0 instead of running into whatever comes next.
+    let mut program = super::engines::load("mov r0, 1; mov r0, 2; exit").unwrap();
+    program.retain_live(&[true, false, true]);
+    assert!(bpftime_vm::compile(&program, &Default::default()).is_ok());
+}
