@@ -29,6 +29,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use bpftime_shm::session::dir;
 use call::Borrowed;
 use check::{Finding, Kind};
 use image::Image;
@@ -227,13 +228,13 @@ impl InjectError {
     }
 }
 
-/// BPFTIME_RUNTIME_DIR, else XDG_RUNTIME_DIR/bpftime, else /tmp/bpftime-UID.
+/// Where a tool of this user with this environment has its sessions: BPFTIME_RUNTIME_DIR, else
+/// XDG_RUNTIME_DIR/bpftime, else /tmp/bpftime-UID; the first that exists.
 #[must_use]
 pub fn default_runtime_dir() -> PathBuf {
-    let from = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
-    from("BPFTIME_RUNTIME_DIR")
-        .or_else(|| from("XDG_RUNTIME_DIR").map(|dir| dir.join("bpftime")))
-        .unwrap_or_else(|| format!("/tmp/bpftime-{}", rustix::process::geteuid().as_raw()).into())
+    let mut all = dir::candidates();
+    let found = all.iter().position(|d| dir::check(d).is_ok()).unwrap_or(0);
+    if all.is_empty() { PathBuf::new() } else { all.swap_remove(found) }
 }
 
 /// Loads the agent into a running process and starts it; returns when it runs.

@@ -47,7 +47,7 @@ int main(int argc, char **argv)
 	sigemptyset(&set);
 	sigaddset(&set, SIGUSR1);
 	setvbuf(stdout, NULL, _IONBF, 0);
-	int sem = semget(IPC_PRIVATE, 1, 0600), sp[2];
+	int sp[2];
 	socketpair(AF_UNIX, SOCK_STREAM, 0, sp);
 	struct timeval tv = { 1, 500000 };
 	setsockopt(sp[0], SOL_SOCKET, SO_RCVTIMEO, &tv, sizeof tv);
@@ -99,7 +99,11 @@ int main(int argc, char **argv)
 	} else if (!strcmp(what, "semtimedop")) {
 		timed = 2, want = -1, want_errno = EAGAIN;
 		struct sembuf op = { 0, -1, 0 };
+		int sem = semget(IPC_PRIVATE, 1, 0600);
 		r = semtimedop(sem, &op, 1, &wait_for);
+		int e = errno;
+		semctl(sem, 0, IPC_RMID);
+		errno = e;
 	} else if (!strcmp(what, "recv")) {
 		timed = 2, want = -1, want_errno = EAGAIN;
 		r = syscall(SYS_recvfrom, sp[0], &byte, 1, 0, NULL, NULL);
@@ -109,7 +113,6 @@ int main(int argc, char **argv)
 	}
 	int e = errno;
 	double took = now() - t0;
-	semctl(sem, 0, IPC_RMID);
 	if (r != want || e != want_errno)
 		return failed(what, r, e, took);
 	if (!timed && !strcmp(what, "read") && byte != 'x')

@@ -1,0 +1,60 @@
+//! `bpftime`: run tools in userspace, list sessions, explain what stands in the way.
+//!
+//! One file per subcommand: a `clap::Args` struct and `fn run(&Args) -> Result<ExitCode, Failure>`. Adding one is
+//! a module, a variant and an arm. Every failure is one line on stderr: cause; next step.
+
+mod doctor;
+mod run;
+
+use std::fmt;
+use std::io::Write;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Userspace eBPF: run bpftrace, bcc and libbpf tools without the kernel's eBPF and without root.
+#[derive(Parser)]
+#[command(name = "bpftime", version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run a tool with its eBPF in userspace.
+    Run(run::Args),
+    /// Say what works on this machine, or why a process or program cannot be traced.
+    Doctor(doctor::Args),
+}
+
+/// The end of a command that did not do what was asked.
+#[derive(Debug)]
+struct Failure {
+    /// Exit code; 1 unless a subcommand documents another.
+    code: u8,
+    /// "cause; next step", without a line end.
+    message: String,
+}
+
+impl Failure {
+    fn new(code: u8, message: impl fmt::Display) -> Self {
+        Self { code, message: message.to_string() }
+    }
+}
+
+fn main() -> ExitCode {
+    let outcome = match Cli::parse().command {
+        Command::Run(args) => run::run(&args),
+        Command::Doctor(args) => doctor::run(&args),
+    };
+    outcome.unwrap_or_else(|failure| {
+        let _ = writeln!(std::io::stderr(), "bpftime: {}", failure.message);
+        ExitCode::from(failure.code)
+    })
+}
+
+/// Prints a line; a reader that has gone (`bpftime doctor | head -1`) is no error.
+fn say(line: impl fmt::Display) {
+    let _ = writeln!(std::io::stdout(), "{line}");
+}
