@@ -53,11 +53,18 @@ fn bpf<T>(command: libc::c_int, attr: &mut T) -> io::Result<libc::c_long> {
 }
 
 fn load(insns: &[Insn]) -> io::Result<File> {
+    load_with_log(insns, &mut [])
+}
+
+fn load_with_log(insns: &[Insn], log: &mut [u8]) -> io::Result<File> {
     let mut attr = LoadAttr {
         prog_type: SOCKET_FILTER,
         insn_cnt: insns.len() as u32,
         insns: insns.as_ptr().expose_provenance() as u64,
         license: c"GPL".as_ptr().expose_provenance() as u64,
+        log_level: u32::from(!log.is_empty()),
+        log_size: log.len() as u32,
+        log_buf: if log.is_empty() { 0 } else { log.as_mut_ptr().expose_provenance() as u64 },
         ..LoadAttr::default()
     };
     let fd = bpf(PROG_LOAD, &mut attr)?;
@@ -77,7 +84,7 @@ fn run(program: &File) -> io::Result<u32> {
 }
 
 /// Whether the kernel lets us; says so once if not.
-fn kernel_runs() -> bool {
+pub fn kernel_runs() -> bool {
     match load(&assemble("mov r0, 7; exit").unwrap()).and_then(|program| run(&program)) {
         Ok(7) => true,
         Ok(other) => panic!("the kernel returns {other} for 7"),
@@ -88,14 +95,28 @@ fn kernel_runs() -> bool {
     }
 }
 
+/// What the kernel returns for a program; `None` when its verifier refuses it.
+pub fn kernel_result(source: &str) -> Option<u32> {
+    let program = load(&assemble(source).unwrap()).ok()?;
+    Some(run(&program).unwrap())
+}
+
+/// The end of the kernel's verifier log for a program.
+pub fn kernel_log(source: &str) -> String {
+    let mut log = vec![0; 1 << 24];
+    let error = load_with_log(&assemble(source).unwrap(), &mut log).err();
+    let text = String::from_utf8_lossy(&log);
+    let lines: Vec<&str> = text.trim_end_matches('\0').lines().collect();
+    format!("{error:?}\n{}", lines[lines.len().saturating_sub(12)..].join("\n"))
+}
+
 /// Runs `body`, which leaves its result in r0, here and there; both halves of r0 are compared. Programs
 /// that this kernel does not know (older than ISA v4) are skipped, the caller counts.
 fn agrees(body: &str) -> bool {
     let low = format!("{body}; exit");
     let high = format!("{body}; rsh r0, 32; exit");
     for source in [low, high] {
-        let Ok(program) = load(&assemble(&source).unwrap()) else { return false };
-        let kernel = run(&program).unwrap();
+        let Some(kernel) = kernel_result(&source) else { return false };
         let ours = Engines::assemble(&source).run(&[]).r0;
         assert_eq!(ours.map(|r0| r0 as u32), Some(kernel), "{source}");
     }
