@@ -1,9 +1,9 @@
 //! Bytes to instructions: the structural half of loading. What is refused here is refused by the kernel
 //! before it looks at values; what values do is the verifier's business.
 //!
-//! Passes, each on the result of the one before: [`slot`] decodes slots one by one, [`funcs`] cuts the
-//! program into functions and checks jumps, [`reach`] walks the control flow and settles helper calls,
-//! [`stack`] bounds the stack of each function and of call chains.
+//! Passes, each on the result of the one before: `slot` decodes slots one by one, `funcs` cuts the
+//! program into functions and checks jumps, `reach` walks the control flow and settles helper calls,
+//! `stack` bounds the stack of each function and of call chains.
 #![forbid(unsafe_code)]
 
 mod error;

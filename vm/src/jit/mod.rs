@@ -4,7 +4,7 @@
 //! access may touch was settled by the verifier. What this module adds of its own is fuel (so that a run
 //! ends), a zeroed stack (so that nothing of the host leaks) and the edge cases of division.
 //!
-//! [`translate`] walks the ops; [`arith`], [`memory`] and [`call`] hold the instructions; [`layout`] puts
+//! `translate` walks the ops; `arith`, `memory` and `call` hold the instructions; `layout` puts
 //! the functions behind each other and turns Cranelift's relocations into the image's.
 
 mod arith;
