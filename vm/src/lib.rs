@@ -6,7 +6,7 @@
 //!   the loader says which exist ([`LoadEnv`]), the linker says where they are ([`Resolve`]).
 //! * A fact of the instruction set is a row in [`isa`]; what an operation means at its edges is defined once,
 //!   in [`alu`]. Interpreter and compiler agree on r0, memory and fuel, and a test runs every row on both.
-//! * No input panics: not bytecode in [`decode`], not bytes in [`image`]. These, `isa`, `alu` and the program
+//! * No input panics: not bytecode in [`mod@decode`], not bytes in [`image`]. These, `isa`, `alu` and the program
 //!   itself forbid unsafe code.
 //! * Without the `jit` feature nothing of the compiler is linked: that is what the agent carries into foreign
 //!   processes. [`ImageRef::parse`] and [`ImageRef::link`] do not allocate.
