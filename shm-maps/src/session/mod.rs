@@ -8,5 +8,6 @@
 
 pub mod dir;
 pub mod page;
+pub mod sealed;
 pub mod sock;
 pub mod wire;

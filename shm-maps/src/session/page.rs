@@ -85,7 +85,8 @@ impl Page {
         if slots == 0 || slots > SLOTS_MAX {
             return Err(Errno::INVAL);
         }
-        let fd = rustix::fs::memfd_create("bpftime-session", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
+        let fd =
+            rustix::fs::memfd_create("bpftime-session", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
         rustix::fs::ftruncate(&fd, page_len(slots) as u64)?;
         rustix::fs::fcntl_add_seals(&fd, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
         let page = Self::map(&fd, slots)?;

@@ -230,7 +230,12 @@ impl<'a> Reader<'a> {
         (0..n).map(|_| each(self)).collect()
     }
     fn prog(&mut self) -> Result<ProgSpec, Errno> {
-        Ok(ProgSpec { prog: self.u32()?, prog_type: self.u32()?, name: self.bytes()?, maps: self.list(Self::u32)? })
+        Ok(ProgSpec {
+            prog: self.u32()?,
+            prog_type: self.u32()?,
+            name: self.bytes()?,
+            maps: self.list(Self::u32)?,
+        })
     }
     fn point(&mut self) -> Result<Point, Errno> {
         Ok(Point { offset: self.u64()?, ref_ctr_offset: self.u64()?, cookie: self.u64()? })
@@ -314,7 +319,9 @@ impl Message {
                 w.list(progs, Writer::prog);
                 w.list(links, Writer::link);
                 w.list(maps, Writer::map_row);
-                w.list(agents, |w, (pid, sites, refused)| (w.u32(*pid as u32), w.u32(*sites), w.u32(*refused)).2);
+                w.list(agents, |w, (pid, sites, refused)| {
+                    (w.u32(*pid as u32), w.u32(*sites), w.u32(*refused)).2
+                });
             }
         }
         w.0

@@ -1,0 +1,183 @@
+//! Links to probes: which programs stand at which address.
+
+use super::session::{Link, Session};
+use crate::hook::{Engine, Site, Want};
+use crate::resolve::{self, Mapping};
+use crate::run::enter::{Entry, Programs};
+use std::collections::{HashMap, HashSet};
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+/// All probes of this process and the list each one runs.
+pub struct Sites {
+    engine: Engine,
+    lists: HashMap<usize, Probe>,
+    /// Lists that a thread may still be reading.
+    retired: Vec<Box<Programs>>,
+    /// The dynamic linker's notification function, probed while there are links.
+    linker: Option<usize>,
+}
+
+/// A probe and the list it runs.
+struct Probe {
+    site: &'static Site,
+    list: Box<Programs>,
+}
+
+/// How long to wait for threads inside callbacks before what they might see is kept for the next time.
+const QUIESCE_LIMIT: Duration = Duration::from_millis(200);
+
+/// Whether a function's first instruction is one that the kernel takes for a frame not yet set up: `push %rbp`, or
+/// the `endbr64` before it (`is_uprobe_at_func_entry`).
+fn starts_frame(code: &[u8]) -> bool {
+    matches!(code, [0x55, ..] | [0xf3, 0x0f, 0x1e, 0xfa, ..])
+}
+
+/// Addresses whose lists a change of links touched.
+pub type Dirty = HashSet<usize>;
+
+impl Sites {
+    /// No probes yet.
+    pub fn new(engine: Engine) -> Self {
+        Self { engine, lists: HashMap::new(), retired: Vec::new(), linker: None }
+    }
+
+    /// Where `link` belongs in `maps` and does not stand yet; marks those addresses.
+    pub fn place(&mut self, link: &mut Link, maps: &[Mapping], dirty: &mut Dirty) {
+        let spec = &link.spec;
+        if !maps.iter().any(|m| resolve::is_file(m, spec.dev, spec.ino)) {
+            return;
+        }
+        for (i, point) in spec.points.iter().enumerate() {
+            for addr in resolve::addresses(maps, spec.dev, spec.ino, point.offset) {
+                if !link.placed.contains(&(addr, i)) {
+                    link.placed.push((addr, i));
+                    dirty.insert(addr);
+                }
+            }
+        }
+    }
+
+    /// Forgets places that are no longer mapped (dlclose). Never touches their memory.
+    pub fn drop_unmapped(&mut self, sessions: &mut [Session], maps: &[Mapping]) {
+        let mapped = |addr: usize, l: &Link| {
+            maps.iter().any(|m| {
+                m.exec && (m.start..m.end).contains(&addr) && resolve::is_file(m, l.spec.dev, l.spec.ino)
+            })
+        };
+        let mut gone = Dirty::new();
+        for link in sessions.iter_mut().flat_map(|s| s.links.values_mut()) {
+            let placed = std::mem::take(&mut link.placed);
+            let (keep, lost): (Vec<_>, Vec<_>) = placed.into_iter().partition(|(addr, _)| mapped(*addr, link));
+            link.placed = keep;
+            gone.extend(lost.into_iter().map(|(addr, _)| addr));
+        }
+        let ranges: Vec<_> = gone.iter().map(|addr| *addr..*addr + 1).collect();
+        if !ranges.is_empty() {
+            self.engine.forget_unmapped(&ranges);
+        }
+        self.retired.extend(gone.iter().filter_map(|addr| self.lists.remove(addr)).map(|p| p.list));
+    }
+
+    /// Makes the probes at `dirty` what the links say now.
+    pub fn publish(&mut self, sessions: &mut [Session], dirty: Dirty) {
+        for addr in dirty {
+            let programs = collect(sessions, addr);
+            let want = Want { entry: !programs.entry.is_empty(), ret: !programs.ret.is_empty() };
+            if want.entry || want.ret {
+                if !self.install(addr, want, programs) {
+                    refuse(sessions, addr);
+                }
+            } else {
+                self.remove(addr);
+            }
+        }
+    }
+
+    fn install(&mut self, addr: usize, want: Want, mut programs: Programs) -> bool {
+        // Hits before the list is stored below find none; nobody was told yet that the probe stands.
+        let Ok(site) = self.engine.attach(addr, want) else { return false };
+        programs.at_entry = self.engine.displaced(addr).is_some_and(starts_frame);
+        let list = Box::new(programs);
+        // Release: pairs with the Acquire in the callbacks; the list is complete.
+        site.programs.store((&raw const *list).cast_mut().cast(), Ordering::Release);
+        self.retired.extend(self.lists.insert(addr, Probe { site, list }).map(|p| p.list));
+        true
+    }
+
+    fn remove(&mut self, addr: usize) {
+        self.engine.detach(addr);
+        if let Some(probe) = self.lists.remove(&addr) {
+            probe.site.programs.store(std::ptr::null_mut(), Ordering::Release);
+            self.retired.push(probe.list);
+        }
+    }
+
+    /// Finishes what had to wait for threads; tells whether some still has to.
+    pub fn upgrade(&mut self) -> bool {
+        self.engine.upgrade() > 0
+    }
+
+    /// Frees what no thread can be reading any more; keeps it for later when one does not come out in time.
+    pub fn collect_garbage(&mut self) {
+        if !self.retired.is_empty() && self.engine.quiesce(QUIESCE_LIMIT) {
+            self.retired.clear();
+        }
+    }
+
+    /// Probes the dynamic linker's notification function, so that libraries are looked at before dlopen returns.
+    pub fn watch_linker(&mut self, on_change: fn()) {
+        if self.linker.is_some() {
+            return;
+        }
+        let Some(addr) = crate::lifecycle::linker_notify_address() else { return };
+        let programs = Programs { internal: Some(on_change), ..Programs::default() };
+        if self.install(addr, Want { entry: true, ret: false }, programs) {
+            self.linker = Some(addr);
+        }
+    }
+
+    /// Takes the probe of [`Sites::watch_linker`] off.
+    pub fn unwatch_linker(&mut self) {
+        if let Some(addr) = self.linker.take() {
+            self.remove(addr);
+        }
+    }
+}
+
+/// The programs at `addr`, newest link first: the kernel runs the consumers of a probe in that order.
+fn collect(sessions: &[Session], addr: usize) -> Programs {
+    let mut programs = Programs::default();
+    for session in sessions.iter().rev() {
+        let mut links: Vec<&Link> = session.links.values().collect();
+        links.sort_by_key(|l| std::cmp::Reverse(l.spec.link));
+        for link in links {
+            for (_, point) in link.placed.iter().filter(|(a, _)| *a == addr) {
+                let entry = Entry {
+                    func: link.program.entry(),
+                    program: link.program.clone(),
+                    session: session.shared.clone(),
+                    enabled: link.enabled.clone(),
+                    cookie: link.spec.points[*point].cookie,
+                    only_pid: if link.spec.pid > 0 { std::process::id() } else { 0 },
+                };
+                if link.spec.ret { programs.ret.push(entry) } else { programs.entry.push(entry) }
+            }
+        }
+    }
+    programs
+}
+
+/// Records that the probes at `addr` could not be placed.
+fn refuse(sessions: &mut [Session], addr: usize) {
+    for link in sessions.iter_mut().flat_map(|s| s.links.values_mut()) {
+        let before = link.placed.len();
+        link.placed.retain(|(a, _)| *a != addr);
+        link.refused += (before - link.placed.len()) as u32;
+    }
+}
+
+/// Turns every link of a session off at once, before its probes are taken out one by one.
+pub fn disable_all(session: &Session) {
+    session.links.values().for_each(|l| l.enabled.store(false, Ordering::Relaxed));
+}

@@ -1,0 +1,249 @@
+//! The control thread's loop, and how the process's threads reach it.
+
+use crate::arch::sys;
+use crate::fds;
+use super::state::{State, Summary};
+use crate::hook::{Engine, Mute};
+use bpftime_shm::session::dir;
+use rustix::event::{PollFd, PollFlags};
+use rustix::fd::OwnedFd;
+use rustix::fs::inotify;
+use rustix::thread::futex;
+use std::path::PathBuf;
+use std::cell::UnsafeCell;
+use std::sync::{Mutex, MutexGuard};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+/// Held by the control thread while it changes anything; fork holds it, so a child never inherits a half-made change.
+static STATE: Mutex<Option<State>> = Mutex::new(None);
+
+/// Requests to look at the process again, and how many are done. Waiters sleep on the second.
+static ASKED: AtomicU32 = AtomicU32::new(1);
+static DONE: AtomicU32 = AtomicU32::new(0);
+static THREAD: AtomicU32 = AtomicU32::new(0);
+static STARTED: AtomicBool = AtomicBool::new(false);
+
+/// The signal that wakes the control thread. It is blocked there and read from a signalfd, sent to that thread only,
+/// so the process never sees it, whatever it uses the signal for itself.
+const WAKE_SIGNAL: i32 = libc::SIGPWR;
+
+fn lock() -> std::sync::MutexGuard<'static, Option<State>> {
+    STATE.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+/// Body of the control thread. `engine` makes the hook engine on this thread, which owns it.
+pub fn run(dirs: Vec<PathBuf>, engine: impl FnOnce() -> Option<Engine>) {
+    let tid = sys::gettid() as u32;
+    // For the life of the thread.
+    std::mem::forget(Mute::new());
+    if fds::make_private(&[]).is_ok() && prepare(dirs, engine) {
+        THREAD.store(tid, Ordering::Release);
+        serve();
+    }
+    finish(u32::MAX);
+}
+
+fn prepare(dirs: Vec<PathBuf>, engine: impl FnOnce() -> Option<Engine>) -> bool {
+    crate::run::helpers::task::read_cgroup_id();
+    let mut state = lock();
+    match state.as_mut() {
+        // A forked child: the copy of the parent's state is consistent, only its connections are not ours.
+        Some(state) => state.forget_connections(),
+        None => match engine() {
+            Some(engine) => *state = Some(State::new(engine, dirs)),
+            None => return false,
+        },
+    }
+    true
+}
+
+/// Wakes whoever waits for `seq` or earlier.
+fn finish(seq: u32) {
+    // Release: pairs with the Acquire in `wait_done`.
+    DONE.store(seq, Ordering::Release);
+    let _ = futex::wake(&DONE, futex::Flags::PRIVATE, i32::MAX as u32);
+}
+
+fn serve() {
+    let Some(wake) = signal_fd() else { return };
+    let mut watch = Watch::new();
+    loop {
+        let asked = ASKED.load(Ordering::Acquire);
+        let soon;
+        {
+            let mut guard = lock();
+            let Some(state) = guard.as_mut() else { return };
+            if asked != DONE.load(Ordering::Relaxed) {
+                state.rescan();
+            }
+            watch.refresh(&state.dirs);
+            state.discover();
+            state.pump_all();
+            STARTED.store(true, Ordering::Release);
+            soon = state.finish_patches();
+        }
+        finish(asked);
+        sleep(&wake, &watch, soon);
+        drain(&wake);
+        watch.drain();
+    }
+}
+
+/// Waits until a session speaks, the directory changes, or somebody asks; `soon` when patches wait to be finished.
+fn sleep(wake: &OwnedFd, watch: &Watch, soon: bool) {
+    // The sockets are dup'ed out of the state so that the lock is free while this thread sleeps.
+    let socks: Vec<OwnedFd> = {
+        let guard = lock();
+        let sessions = guard.iter().flat_map(|s| &s.sessions);
+        sessions.filter_map(|s| s.fd()).filter_map(|fd| rustix::io::dup(fd).ok()).collect()
+    };
+    let mut fds: Vec<PollFd> = socks.iter().map(|s| PollFd::new(s, PollFlags::IN)).collect();
+    fds.push(PollFd::new(wake, PollFlags::IN));
+    if let Some(fd) = &watch.fd {
+        fds.push(PollFd::new(fd, PollFlags::IN));
+    }
+    let timeout = if soon { Some(rustix::time::Timespec { tv_sec: 0, tv_nsec: 20_000_000 }) } else { watch.timeout() };
+    let _ = rustix::event::poll(&mut fds, timeout.as_ref());
+}
+
+fn signal_fd() -> Option<OwnedFd> {
+    use std::os::fd::FromRawFd;
+    let mask: u64 = 1 << (WAKE_SIGNAL - 1);
+    let flags = libc::SFD_CLOEXEC | libc::SFD_NONBLOCK;
+    // SAFETY: the mask is 8 bytes as the kernel wants; -1 asks for a new descriptor.
+    let fd = unsafe {
+        sys::syscall(libc::SYS_signalfd4, [usize::MAX, &raw const mask as usize, 8, flags as usize, 0, 0])
+    };
+    // SAFETY: a descriptor the kernel just made for us.
+    (fd >= 0).then(|| unsafe { OwnedFd::from_raw_fd(fd as i32) })
+}
+
+fn drain(fd: &OwnedFd) {
+    let mut buf = [0u8; 4096];
+    while rustix::io::read(fd, &mut buf).is_ok_and(|n| n > 0) {}
+}
+
+/// Watches the runtime directories for new sockets.
+struct Watch {
+    fd: Option<OwnedFd>,
+    watched: Vec<PathBuf>,
+    all: bool,
+}
+
+impl Watch {
+    fn new() -> Self {
+        let fd = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK).ok();
+        Self { fd, watched: Vec::new(), all: false }
+    }
+
+    /// A directory is created when it can be, so that there is something to watch; a session that a tool starts later
+    /// is then seen at once.
+    fn refresh(&mut self, dirs: &[PathBuf]) {
+        let Some(fd) = &self.fd else { return };
+        for path in dirs {
+            if self.watched.contains(path) || dir::ensure(path).is_err() {
+                continue;
+            }
+            let flags = inotify::WatchFlags::CREATE | inotify::WatchFlags::MOVED_TO;
+            if inotify::add_watch(fd, path.as_path(), flags).is_ok() {
+                self.watched.push(path.clone());
+            }
+        }
+        self.all = dirs.iter().all(|d| self.watched.contains(d));
+    }
+
+    /// Without inotify (out of watches) the directories are looked at every second.
+    fn timeout(&self) -> Option<rustix::time::Timespec> {
+        let blind = self.fd.is_none() || self.watched.is_empty();
+        blind.then_some(rustix::time::Timespec { tv_sec: 1, tv_nsec: 0 })
+    }
+
+    fn drain(&self) {
+        self.fd.iter().for_each(drain);
+    }
+}
+
+/// Asks the control thread to look at the process again and waits until it has, at most `limit`.
+pub fn poke_and_wait(limit: Duration) {
+    let seq = ASKED.fetch_add(1, Ordering::AcqRel) + 1;
+    poke();
+    wait_done(seq, limit);
+}
+
+fn poke() {
+    let tid = THREAD.load(Ordering::Acquire);
+    if tid != 0 {
+        let pid = std::process::id() as usize;
+        // SAFETY: sends a signal to the control thread, which blocks it.
+        unsafe { sys::syscall(libc::SYS_tgkill, [pid, tid as usize, WAKE_SIGNAL as usize, 0, 0, 0]) };
+    }
+}
+
+fn wait_done(seq: u32, limit: Duration) {
+    let deadline = Instant::now() + limit;
+    loop {
+        // Acquire: pairs with the Release in `finish`; the text is as the control thread left it.
+        let done = DONE.load(Ordering::Acquire);
+        if done.wrapping_sub(seq) < u32::MAX / 2 || done == u32::MAX {
+            return;
+        }
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return;
+        }
+        let ts = rustix::time::Timespec {
+            tv_sec: left.as_secs() as i64,
+            tv_nsec: left.subsec_nanos() as i64,
+        };
+        let _ = futex::wait(&DONE, futex::Flags::PRIVATE, done, Some(&ts));
+    }
+}
+
+/// Called by the thread that changes the set of libraries, inside the dynamic linker. The control thread never takes
+/// the dynamic linker's lock, so waiting here cannot deadlock; the bound is for a control thread that was stopped.
+pub fn on_linker_change() {
+    let me = sys::gettid() as u32;
+    if STARTED.load(Ordering::Acquire) && me != THREAD.load(Ordering::Acquire) {
+        poke_and_wait(Duration::from_millis(500));
+    }
+}
+
+/// The lock, held over a fork by the forking thread.
+struct ForkGuard(UnsafeCell<Option<MutexGuard<'static, Option<State>>>>);
+
+// SAFETY: only the thread that holds `STATE` touches the cell.
+unsafe impl Sync for ForkGuard {}
+
+static FORK_GUARD: ForkGuard = ForkGuard(UnsafeCell::new(None));
+
+/// Before fork: waits until the control thread is between two steps, and keeps it there.
+pub fn hold_for_fork() {
+    let guard = lock();
+    // SAFETY: this thread holds the lock.
+    unsafe { *FORK_GUARD.0.get() = Some(guard) };
+}
+
+/// After fork, on both sides: lets the control thread go on, or makes the child ready for one of its own.
+///
+/// # Safety
+/// Only after [`hold_for_fork`] on this thread, or on the thread this one is the forked copy of.
+pub unsafe fn release_after_fork(in_child: bool) {
+    if in_child {
+        THREAD.store(0, Ordering::Release);
+        STARTED.store(false, Ordering::Release);
+        DONE.store(ASKED.load(Ordering::Relaxed), Ordering::Release);
+    }
+    // SAFETY: this thread holds the lock.
+    drop(unsafe { (*FORK_GUARD.0.get()).take() });
+}
+
+/// Waits until the control thread has been through its first round, at most `limit`.
+pub fn wait_started(limit: Duration) {
+    wait_done(1, limit);
+}
+
+/// What stands in this process.
+pub fn summary() -> Summary {
+    lock().as_ref().map(State::summary).unwrap_or_default()
+}

@@ -1,0 +1,188 @@
+//! One session as this process knows it: what the tool announced, and what of it is linked here.
+
+use crate::run::MapHandle;
+use crate::run::enter::Session as RunSession;
+use crate::run::image::Program;
+use bpftime_shm::session::page::Page;
+use bpftime_shm::session::sock;
+use bpftime_shm::session::wire::{LinkSpec, Message, ProgSpec};
+use bpftime_shm::{Map, PerfRing};
+use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
+use rustix::io::Errno;
+use std::collections::{HashMap, HashSet};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+
+/// A link and where it stands in this process.
+pub struct Link {
+    /// What the tool asked for.
+    pub spec: LinkSpec,
+    /// Gate of all its entries.
+    pub enabled: Arc<AtomicBool>,
+    /// Its program.
+    pub program: Arc<Program>,
+    /// Addresses it is attached to, with the index of its point.
+    pub placed: Vec<(usize, usize)>,
+    /// Points that could not be placed, for the tool's listing.
+    pub refused: u32,
+}
+
+/// A connected session.
+pub struct Session {
+    /// Identity over reconnects.
+    pub id: u64,
+    /// Socket file it was found at.
+    pub path: PathBuf,
+    /// The connection; gone in a forked child until it has its own.
+    pub sock: Option<OwnedFd>,
+    /// What its programs need at run time.
+    pub shared: Arc<RunSession>,
+    maps: HashMap<u32, Arc<MapHandle>>,
+    programs: HashMap<u32, Arc<Program>>,
+    /// Links by id.
+    pub links: HashMap<u32, Link>,
+    /// Links named since the connection was made, until the first `Sync`.
+    named: Option<HashSet<u32>>,
+}
+
+/// What the control thread has to do after a message.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Todo {
+    /// Nothing.
+    Nothing,
+    /// Place link `.0`.
+    Attach(u32),
+    /// Take link `.0` off.
+    Detach(u32),
+    /// Publish, wait for readers, then acknowledge.
+    Ack(u64),
+}
+
+impl Session {
+    /// Connects to the session at `path`; waits for its page.
+    pub fn connect(path: PathBuf) -> Result<Self, Errno> {
+        let sock = sock::connect(&path)?;
+        let (_, uid) = sock::peer(sock.as_fd())?;
+        if uid != rustix::process::getuid().as_raw() && uid != 0 {
+            return Err(Errno::PERM);
+        }
+        sock::set_timeout(&sock, std::time::Duration::from_secs(2))?;
+        let hello = Message::Hello { version: bpftime_shm::session::wire::VERSION };
+        sock::send(sock.as_fd(), &hello.encode(), &[])?;
+        let msg = sock::recv(sock.as_fd(), false)?;
+        let Message::Welcome { session, owner, .. } = Message::decode(&msg.bytes)? else {
+            return Err(Errno::PROTO);
+        };
+        let page = Page::open(msg.fds.first().ok_or(Errno::PROTO)?)?;
+        Ok(Self {
+            id: session,
+            path,
+            sock: Some(sock),
+            shared: Arc::new(RunSession { page, owner: AtomicU32::new(owner) }),
+            maps: HashMap::new(),
+            programs: HashMap::new(),
+            links: HashMap::new(),
+            named: Some(HashSet::new()),
+        })
+    }
+
+    /// Takes over the connection that a forked child made for itself.
+    pub fn adopt(&mut self, fresh: Session) {
+        self.sock = fresh.sock;
+        self.shared.owner.store(fresh.shared.owner.load(Ordering::Relaxed), Ordering::Relaxed);
+        self.named = Some(HashSet::new());
+    }
+
+    /// The connection, to wait on.
+    pub fn fd(&self) -> Option<BorrowedFd<'_>> {
+        self.sock.as_ref().map(AsFd::as_fd)
+    }
+
+    /// Takes one message off the socket if there is one.
+    pub fn receive(&mut self) -> Result<Option<Vec<Todo>>, Errno> {
+        let Some(sock) = &self.sock else { return Ok(None) };
+        match sock::recv(sock.as_fd(), true) {
+            Err(Errno::AGAIN) => Ok(None),
+            Err(e) => Err(e),
+            Ok(msg) => self.apply(Message::decode(&msg.bytes)?, msg.fds.into_iter().next()).map(Some),
+        }
+    }
+
+    fn apply(&mut self, msg: Message, fd: Option<OwnedFd>) -> Result<Vec<Todo>, Errno> {
+        match msg {
+            Message::Map { map } => self.add_map(map, fd.ok_or(Errno::PROTO)?)?,
+            Message::PerfSlot { map, index } => self.set_perf_slot(map, index, fd)?,
+            Message::Prog(spec) => self.add_program(&spec, fd.ok_or(Errno::PROTO)?)?,
+            Message::Link(spec) => return Ok(self.add_link(spec)),
+            Message::Unlink { link } => return Ok(vec![Todo::Detach(link)]),
+            Message::Drop { progs, maps } => {
+                progs.iter().for_each(|p| drop(self.programs.remove(p)));
+                maps.iter().for_each(|m| drop(self.maps.remove(m)));
+            }
+            Message::Sync { seq } => return Ok(self.sync(seq)),
+            _ => return Err(Errno::PROTO),
+        }
+        Ok(vec![Todo::Nothing])
+    }
+
+    fn add_map(&mut self, id: u32, fd: OwnedFd) -> Result<(), Errno> {
+        if !self.maps.contains_key(&id) {
+            let handle = MapHandle::new(Map::open(fd.as_fd())?);
+            self.maps.insert(id, Arc::new(handle));
+        }
+        Ok(())
+    }
+
+    fn set_perf_slot(&mut self, map: u32, index: u32, fd: Option<OwnedFd>) -> Result<(), Errno> {
+        let array = self.maps.get(&map).and_then(|m| m.map.perf_event_array()).ok_or(Errno::PROTO)?;
+        let ring = fd.map(|fd| PerfRing::open(fd.as_fd())).transpose()?;
+        // A program may be writing the old ring at this moment. Rings are replaced when a tool restarts its
+        // consumer, which is rare, so the old mapping is left in place.
+        std::mem::forget(array.set_slot(index, ring)?);
+        Ok(())
+    }
+
+    fn add_program(&mut self, spec: &ProgSpec, fd: OwnedFd) -> Result<(), Errno> {
+        if self.programs.contains_key(&spec.prog) {
+            return Ok(());
+        }
+        let maps: Option<Vec<_>> = spec.maps.iter().map(|m| self.maps.get(m).cloned()).collect();
+        let bytes = bpftime_shm::session::sealed::read(fd.as_fd())?;
+        let program = Program::link(&bytes, maps.ok_or(Errno::PROTO)?).map_err(|_| Errno::NOEXEC)?;
+        self.programs.insert(spec.prog, Arc::new(program));
+        Ok(())
+    }
+
+    fn add_link(&mut self, spec: LinkSpec) -> Vec<Todo> {
+        let id = spec.link;
+        if let Some(named) = &mut self.named {
+            named.insert(id);
+        }
+        if self.links.contains_key(&id) {
+            return vec![];
+        }
+        // A program that cannot be linked here (no executable memory) was left out above: nothing to attach.
+        let Some(program) = self.programs.get(&spec.prog).cloned() else { return vec![] };
+        let enabled = Arc::new(AtomicBool::new(true));
+        self.links.insert(id, Link { spec, enabled, program, placed: vec![], refused: 0 });
+        vec![Todo::Attach(id)]
+    }
+
+    fn sync(&mut self, seq: u64) -> Vec<Todo> {
+        let mut todo = Vec::new();
+        if let Some(named) = self.named.take() {
+            todo.extend(self.links.keys().filter(|id| !named.contains(id)).map(|id| Todo::Detach(*id)));
+        }
+        todo.push(Todo::Ack(seq));
+        todo
+    }
+
+    /// Tells the tool that everything up to `seq` is in force.
+    pub fn ack(&self, seq: u64) -> Result<(), Errno> {
+        let sites = self.links.values().map(|l| l.placed.len() as u32).sum();
+        let refused = self.links.values().map(|l| l.refused).sum();
+        let msg = Message::Ack { seq, sites, refused };
+        self.fd().map_or(Ok(()), |sock| sock::send(sock, &msg.encode(), &[]))
+    }
+}

@@ -1,0 +1,202 @@
+//! Everything the control thread knows, and the steps that change it.
+
+use super::attach::{Dirty, Sites, disable_all};
+use super::session::{Session, Todo};
+use crate::hook::Engine;
+use crate::resolve;
+use bpftime_shm::session::dir;
+use rustix::io::Errno;
+use std::path::PathBuf;
+
+/// Sessions and probes of this process.
+pub struct State {
+    /// Connected sessions, oldest first.
+    pub sessions: Vec<Session>,
+    sites: Sites,
+    /// Directories to look for sessions in.
+    pub dirs: Vec<PathBuf>,
+}
+
+/// What stands in this process, for tests and listings.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Summary {
+    /// Connected sessions.
+    pub sessions: usize,
+    /// Probes placed, over all links.
+    pub placed: usize,
+}
+
+impl State {
+    /// No sessions yet.
+    pub fn new(engine: Engine, dirs: Vec<PathBuf>) -> Self {
+        Self { sessions: Vec::new(), sites: Sites::new(engine), dirs }
+    }
+
+    /// What stands now.
+    pub fn summary(&self) -> Summary {
+        let links = self.sessions.iter().flat_map(|s| s.links.values());
+        Summary { sessions: self.sessions.len(), placed: links.map(|l| l.placed.len()).sum() }
+    }
+
+    /// Connects to sessions that appeared. Removes the socket of a tool that died without a word.
+    pub fn discover(&mut self) {
+        for dir in self.dirs.clone() {
+            for path in dir::sockets(&dir) {
+                if self.sessions.iter().any(|s| s.path == path && s.sock.is_some()) {
+                    continue;
+                }
+                match Session::connect(path.clone()) {
+                    Ok(fresh) => self.welcome(fresh),
+                    Err(Errno::CONNREFUSED) => drop(std::fs::remove_file(&path)),
+                    Err(_) => {}
+                }
+            }
+        }
+        // After fork: sessions that did not come back are gone.
+        let lost: Vec<u64> = self.sessions.iter().filter(|s| s.sock.is_none()).map(|s| s.id).collect();
+        lost.into_iter().for_each(|id| self.end(id));
+    }
+
+    fn welcome(&mut self, fresh: Session) {
+        let id = fresh.id;
+        match self.sessions.iter_mut().find(|s| s.id == id) {
+            Some(known) => known.adopt(fresh),
+            None => self.sessions.push(fresh),
+        }
+        self.catch_up(id);
+    }
+
+    /// Reads a new connection up to its first `Sync`, at most a second: the caller may be a process's start.
+    fn catch_up(&mut self, id: u64) {
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(1);
+        while std::time::Instant::now() < deadline {
+            match self.pump(id) {
+                Pumped::Acked | Pumped::Gone => return,
+                Pumped::Something => {}
+                Pumped::Nothing => self.wait_readable(id),
+            }
+        }
+    }
+
+    fn wait_readable(&self, id: u64) {
+        let Some(fd) = self.sessions.iter().find(|s| s.id == id).and_then(Session::fd) else { return };
+        let mut fds = [rustix::event::PollFd::from_borrowed_fd(fd, rustix::event::PollFlags::IN)];
+        let timeout = rustix::time::Timespec { tv_sec: 0, tv_nsec: 50_000_000 };
+        let _ = rustix::event::poll(&mut fds, Some(&timeout));
+    }
+
+    /// Handles all messages that wait on all sessions.
+    pub fn pump_all(&mut self) {
+        let ids: Vec<u64> = self.sessions.iter().map(|s| s.id).collect();
+        for id in ids {
+            while matches!(self.pump(id), Pumped::Something | Pumped::Acked) {}
+        }
+    }
+
+    /// Handles waiting messages of one session up to the next acknowledgement: links that come in one go are
+    /// published in one go.
+    fn pump(&mut self, id: u64) -> Pumped {
+        let mut dirty = Dirty::new();
+        let mut seen = Pumped::Nothing;
+        let mut maps = None;
+        loop {
+            let Some(session) = self.sessions.iter_mut().find(|s| s.id == id) else { return Pumped::Gone };
+            match session.receive() {
+                Ok(None) => break,
+                Ok(Some(todo)) => {
+                    seen = Pumped::Something;
+                    for t in todo {
+                        match t {
+                            Todo::Nothing => {}
+                            Todo::Attach(link) => {
+                                let maps = maps.get_or_insert_with(|| resolve::mappings().unwrap_or_default());
+                                if let Some(link) = session.links.get_mut(&link) {
+                                    self.sites.place(link, maps, &mut dirty);
+                                }
+                            }
+                            Todo::Detach(link) => {
+                                if let Some(link) = session.links.remove(&link) {
+                                    link.enabled.store(false, std::sync::atomic::Ordering::Relaxed);
+                                    dirty.extend(link.placed.iter().map(|(addr, _)| *addr));
+                                }
+                            }
+                            Todo::Ack(seq) => {
+                                self.settle(std::mem::take(&mut dirty));
+                                return self.ack(id, seq);
+                            }
+                        }
+                    }
+                }
+                Err(_) => {
+                    self.end(id);
+                    return Pumped::Gone;
+                }
+            }
+        }
+        self.settle(dirty);
+        seen
+    }
+
+    fn ack(&mut self, id: u64, seq: u64) -> Pumped {
+        let sent = self.sessions.iter().find(|s| s.id == id).map(|s| s.ack(seq));
+        if matches!(sent, Some(Ok(()))) {
+            return Pumped::Acked;
+        }
+        self.end(id);
+        Pumped::Gone
+    }
+
+    fn settle(&mut self, dirty: Dirty) {
+        self.sites.publish(&mut self.sessions, dirty);
+        if self.sessions.iter().any(|s| !s.links.is_empty()) {
+            self.sites.watch_linker(super::r#loop::on_linker_change);
+        } else {
+            self.sites.unwatch_linker();
+        }
+        self.sites.collect_garbage();
+    }
+
+    /// Finishes patches and removals that had to wait for a thread; tells whether some still do.
+    pub fn finish_patches(&mut self) -> bool {
+        self.sites.upgrade()
+    }
+
+    /// The tool is gone: take its probes out.
+    pub fn end(&mut self, id: u64) {
+        let Some(at) = self.sessions.iter().position(|s| s.id == id) else { return };
+        let session = self.sessions.remove(at);
+        disable_all(&session);
+        let dirty = session.links.values().flat_map(|l| l.placed.iter().map(|(addr, _)| *addr)).collect();
+        self.settle(dirty);
+        // The programs go only now: `settle` waited for the last reader of the lists that named them, and where it
+        // could not, the lists it kept hold them.
+        drop(session);
+    }
+
+    /// The set of mapped libraries changed.
+    pub fn rescan(&mut self) {
+        let Ok(maps) = resolve::mappings() else { return };
+        self.sites.drop_unmapped(&mut self.sessions, &maps);
+        let mut dirty = Dirty::new();
+        for link in self.sessions.iter_mut().flat_map(|s| s.links.values_mut()) {
+            self.sites.place(link, &maps, &mut dirty);
+        }
+        self.settle(dirty);
+    }
+
+    /// The child side of fork: connections belong to the parent.
+    pub fn forget_connections(&mut self) {
+        for s in &mut self.sessions {
+            // The descriptor lived in the parent's control thread's table; the number means nothing here.
+            std::mem::forget(s.sock.take());
+        }
+    }
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Pumped {
+    Nothing,
+    Something,
+    Acked,
+    Gone,
+}

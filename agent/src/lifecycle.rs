@@ -1,0 +1,124 @@
+//! From being loaded to tracing: what the agent does at start, around fork, and what it finds out on the way.
+//!
+//! Everything here runs on threads of the host at moments where the C library may be called (a constructor, a fork
+//! handler), or on the control thread.
+
+use crate::control;
+use crate::hook::{Callbacks, Engine};
+use crate::run::{clock, enter, process};
+use bpftime_shm::session::dir;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
+
+/// How long a starting process waits for the links that are there already. A tool that is stopped or wedged must not
+/// keep others from starting.
+const START_LIMIT: Duration = Duration::from_millis(1500);
+
+static RUNNING: AtomicBool = AtomicBool::new(false);
+static LINKER_NOTIFY: AtomicUsize = AtomicUsize::new(0);
+
+/// Starts the agent in this process and waits until the links of live sessions stand. Later calls do nothing but wait.
+/// `extra` is a directory to look for sessions in besides the usual ones.
+pub fn start(extra: Option<PathBuf>) -> bool {
+    if secure_execution() {
+        return false;
+    }
+    if RUNNING.swap(true, Ordering::AcqRel) {
+        control::poke_and_wait(START_LIMIT);
+        return true;
+    }
+    if process::init().is_err() {
+        return false;
+    }
+    clock::init();
+    find_host_symbols();
+    let mut dirs = dir::candidates();
+    dirs.splice(0..0, extra.filter(|d| !dirs.contains(d)));
+    // SAFETY: registers handlers that live as long as this library, which is never unloaded.
+    unsafe { libc::pthread_atfork(Some(before_fork), Some(after_fork_parent), Some(after_fork_child)) };
+    if !spawn(dirs) {
+        return false;
+    }
+    control::wait_started(START_LIMIT);
+    true
+}
+
+/// Set-user-id programs and the like: an environment variable must not make them load our hooks.
+pub fn secure_execution() -> bool {
+    // SAFETY: getauxval only reads the auxiliary vector.
+    unsafe { libc::getauxval(libc::AT_SECURE) != 0 }
+}
+
+fn spawn(dirs: Vec<PathBuf>) -> bool {
+    spawn_quiet("bpftime", move || control::run(dirs, engine)).is_ok()
+}
+
+/// Starts a thread of ours with every signal blocked, so that it never runs a handler of the host; but for the three
+/// that our own handlers answer (a thread that blocks SIGTRAP would die at a breakpoint of ours).
+pub fn spawn_quiet(name: &str, body: impl FnOnce() + Send + 'static) -> std::io::Result<()> {
+    // SAFETY: sigset_t is plain data; the calls only fill and exchange this thread's mask.
+    let (mut all, mut old): (libc::sigset_t, libc::sigset_t) = unsafe { (std::mem::zeroed(), std::mem::zeroed()) };
+    // SAFETY: as above.
+    unsafe {
+        libc::sigfillset(&mut all);
+        for ours in [libc::SIGTRAP, libc::SIGSEGV, libc::SIGBUS] {
+            libc::sigdelset(&mut all, ours);
+        }
+        libc::pthread_sigmask(libc::SIG_SETMASK, &all, &mut old);
+    }
+    let spawned = std::thread::Builder::new().name(name.into()).stack_size(256 * 1024).spawn(body);
+    // SAFETY: gives the thread its own mask back.
+    unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &old, std::ptr::null_mut()) };
+    spawned.map(drop)
+}
+
+fn engine() -> Option<Engine> {
+    crate::signals::read_seccomp();
+    Some(Engine::new(Callbacks { entry: enter::on_entry, ret: enter::on_return }))
+}
+
+extern "C" fn before_fork() {
+    control::hold_for_fork();
+}
+
+extern "C" fn after_fork_parent() {
+    // SAFETY: the C library calls this on the forking thread after `before_fork`.
+    unsafe { control::release_after_fork(false) };
+}
+
+extern "C" fn after_fork_child() {
+    process::refresh();
+    // SAFETY: as in the parent.
+    unsafe { control::release_after_fork(true) };
+    // The child keeps the probes it inherited; its own control thread connects to the same sessions.
+    spawn(dir::candidates());
+}
+
+/// Symbols of the C library that the probe path needs as plain addresses.
+fn find_host_symbols() {
+    // SAFETY: dlsym with constant names; the results are read as the types glibc documents.
+    unsafe {
+        let rseq = libc::dlsym(libc::RTLD_DEFAULT, c"__rseq_offset".as_ptr()).cast::<isize>();
+        if let Some(offset) = rseq.as_ref() {
+            process::set_rseq_offset(*offset);
+        }
+        let debug = libc::dlsym(libc::RTLD_DEFAULT, c"_r_debug".as_ptr()).cast::<RDebug>();
+        if let Some(debug) = debug.as_ref() {
+            LINKER_NOTIFY.store(debug.brk, Ordering::Relaxed);
+        }
+    }
+}
+
+/// `struct r_debug` of `link.h`.
+#[repr(C)]
+struct RDebug {
+    version: i32,
+    map: usize,
+    brk: usize,
+}
+
+/// The function the dynamic linker calls around every change of the set of libraries (`r_brk`).
+pub fn linker_notify_address() -> Option<usize> {
+    Some(LINKER_NOTIFY.load(Ordering::Relaxed)).filter(|a| *a != 0)
+}

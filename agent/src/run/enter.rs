@@ -1,0 +1,181 @@
+//! From a probe hit to its programs: the callbacks that the hook engine's thunks call.
+
+use super::image::Func;
+use super::{FUEL, Reads, Run, process};
+use crate::arch::PtRegs;
+use crate::arch::guarded::Recover;
+use crate::hook::{Site, ThreadBlock};
+use bpftime_shm::session::page::{OwnerWord, Page};
+use bpftime_vm::RunHeader;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+
+/// What a session's programs need at run time.
+pub struct Session {
+    /// CPU slots and wakeups.
+    pub page: Page,
+    /// This process's index in the session; changes when a forked child connects by itself.
+    pub owner: AtomicU32,
+}
+
+/// One program on one probe.
+pub struct Entry {
+    /// Compiled code.
+    pub func: Func,
+    /// Keeps code and maps alive while the entry is published.
+    pub program: Arc<super::image::Program>,
+    /// Whose program it is.
+    pub session: Arc<Session>,
+    /// Cleared first at detach, so that no hit counts after the tool was told.
+    pub enabled: Arc<AtomicBool>,
+    /// The link's cookie.
+    pub cookie: u64,
+    /// Only in this process, or 0. A forked child carries the probe but is not traced.
+    pub only_pid: u32,
+}
+
+/// What a site's `programs` word points to. Immutable once published.
+#[derive(Default)]
+pub struct Programs {
+    /// Entry programs, newest first as in the kernel.
+    pub entry: Vec<Entry>,
+    /// Return programs.
+    pub ret: Vec<Entry>,
+    /// The probed instruction is the first of a function that saves its frame pointer next (see `stack`).
+    pub at_entry: bool,
+    /// Something of the agent's own, called instead of programs.
+    pub internal: Option<fn()>,
+}
+
+/// Program runs ended by a fault or by running out of fuel, for `bpftime ps`.
+pub static ABANDONED: AtomicU64 = AtomicU64::new(0);
+
+/// Entry callback of the hook engine. Always lets the function run.
+///
+/// # Safety
+/// Called by a thunk with the site it was made for and the registers it saved.
+pub unsafe extern "C" fn on_entry(site: *const Site, regs: *mut PtRegs) -> u64 {
+    // SAFETY: the engine passes a live site; a published list lives until `quiesce` says nobody reads it.
+    let (site, regs) = unsafe { (&*site, &*regs) };
+    if let Some(programs) = unsafe { site.programs.load(Ordering::Acquire).cast::<Programs>().as_ref() } {
+        if let Some(internal) = programs.internal {
+            internal();
+        }
+        hit(&programs.entry, regs, site.addr as u64, programs.at_entry);
+    }
+    0
+}
+
+/// Return callback of the hook engine.
+///
+/// # Safety
+/// As [`on_entry`].
+pub unsafe extern "C" fn on_return(site: *const Site, regs: *mut PtRegs) {
+    // SAFETY: as in `on_entry`.
+    let (site, regs) = unsafe { (&*site, &*regs) };
+    if let Some(programs) = unsafe { site.programs.load(Ordering::Acquire).cast::<Programs>().as_ref() } {
+        hit(&programs.ret, regs, site.addr as u64, false);
+    }
+}
+
+#[inline]
+fn hit(entries: &[Entry], regs: &PtRegs, func_ip: u64, at_entry: bool) {
+    if entries.is_empty() {
+        return;
+    }
+    let Some(block) = ThreadBlock::current() else { return };
+    let pid = process::pid();
+    let tid = process::tid(block, pid);
+    for entry in entries {
+        if !entry.enabled.load(Ordering::Relaxed) || (entry.only_pid != 0 && entry.only_pid != pid) {
+            continue;
+        }
+        let who = Who { block, pid, tid };
+        run_entry(entry, &who, regs, func_ip, at_entry);
+    }
+}
+
+struct Who<'a> {
+    block: &'a ThreadBlock,
+    pid: u32,
+    tid: u32,
+}
+
+#[inline]
+fn run_entry(entry: &Entry, who: &Who, regs: &PtRegs, func_ip: u64, at_entry: bool) {
+    let session = &*entry.session;
+    let owner = OwnerWord::new(session.owner.load(Ordering::Relaxed), who.tid);
+    let Some(cpu) = session.page.acquire(process::current_cpu(), owner, process::thread_alive) else { return };
+    let mut run = Run {
+        header: RunHeader { fuel: FUEL },
+        regs,
+        page: &session.page,
+        owner,
+        cpu,
+        tid: who.tid,
+        pid: who.pid,
+        reads: Reads::Unknown,
+        program: &*entry.program,
+        cookie: entry.cookie,
+        func_ip,
+        at_entry,
+    };
+    let faulted = call_guarded(who.block, entry.func, regs, &mut run);
+    session.page.release(cpu);
+    if faulted || run.header.fuel < 0 {
+        abandoned(entry);
+    }
+}
+
+/// Calls the program; true when a fault in its code ended it.
+#[inline]
+fn call_guarded(block: &ThreadBlock, func: Func, regs: &PtRegs, run: &mut Run) -> bool {
+    let mut recover = Recover::new();
+    let args = [func as usize as u64, regs as *const PtRegs as u64, run as *mut Run as u64, 0];
+    // SAFETY: the thread's own block; a program may be abandoned anywhere, it holds nothing but its CPU slot, which
+    // the caller gives back.
+    unsafe { block.run_guarded(call, args, &mut recover).faulted != 0 }
+}
+
+/// The program's own convention behind the guard's.
+unsafe extern "C" fn call(func: u64, ctx: u64, run: u64, _: u64) -> u64 {
+    // SAFETY: `func` is a linked program, called by the BPF convention with its context and run.
+    unsafe {
+        let func: Func = std::mem::transmute(func as usize);
+        func(ctx, 0, 0, 0, 0, run as *mut Run)
+    }
+}
+
+/// A program that faulted, or ran out of fuel, does not run again in this process.
+#[cold]
+fn abandoned(entry: &Entry) {
+    ABANDONED.fetch_add(1, Ordering::Relaxed);
+    entry.enabled.store(false, Ordering::Relaxed);
+}
+
+/// Runs a program in the tool itself, on `ctx`: BPF_PROG_TEST_RUN (bpftrace's BEGIN and END) and interval timers.
+pub fn run_here(program: &super::image::Program, session: &Session, ctx: *mut u8, cookie: u64) -> Option<u64> {
+    let block = ThreadBlock::current()?;
+    let pid = process::pid();
+    let tid = process::tid(block, pid);
+    let owner = OwnerWord::new(session.owner.load(Ordering::Relaxed), tid);
+    let cpu = session.page.acquire(process::current_cpu(), owner, process::thread_alive)?;
+    let mut run = Run {
+        header: RunHeader { fuel: FUEL },
+        regs: std::ptr::null(),
+        page: &session.page,
+        owner,
+        cpu,
+        tid,
+        pid,
+        reads: Reads::Unknown,
+        program,
+        cookie,
+        func_ip: 0,
+        at_entry: false,
+    };
+    // SAFETY: a linked program, called by its convention; `ctx` is what its type expects.
+    let ret = unsafe { program.entry()(ctx as u64, 0, 0, 0, 0, &mut run) };
+    session.page.release(cpu);
+    Some(ret)
+}

@@ -1,0 +1,76 @@
+//! The helpers: `abi::helper` names them, one function each here. A row without a function does not compile.
+
+pub mod map;
+pub mod probe;
+pub mod ring;
+pub mod stack;
+pub mod task;
+pub mod time;
+pub mod walk;
+
+use super::image::Func;
+use rustix::io::Errno;
+
+/// A negative errno as a helper returns it.
+pub const fn errno(e: Errno) -> u64 {
+    -(e.raw_os_error() as i64) as u64
+}
+
+/// `-EINVAL`.
+pub const EINVAL: u64 = errno(Errno::INVAL);
+/// `-EFAULT`.
+pub const EFAULT: u64 = errno(Errno::FAULT);
+
+use map::{map_delete_elem, map_lookup_elem, map_update_elem};
+use probe::{
+    probe_read, probe_read_kernel, probe_read_kernel_str, probe_read_str, probe_read_user, probe_read_user_str,
+};
+use ring::{
+    perf_event_output, ringbuf_discard, ringbuf_output, ringbuf_query, ringbuf_reserve, ringbuf_submit,
+};
+use stack::{get_stack, get_stackid};
+use task::{
+    get_attach_cookie, get_current_cgroup_id, get_current_comm, get_current_pid_tgid, get_current_task,
+    get_current_uid_gid, get_func_ip, get_prandom_u32, get_smp_processor_id,
+};
+use time::{jiffies64, ktime_get_boot_ns, ktime_get_coarse_ns, ktime_get_ns, ktime_get_tai_ns};
+use walk::{bpf_loop, for_each_map_elem, strncmp};
+
+macro_rules! addresses {
+    ($($id:literal $name:ident;)*) => {
+        /// The address of helper `id`, for the image linker.
+        pub fn address(id: u32) -> Option<Func> {
+            match id {
+                $($id => Some($name as Func),)*
+                _ => None,
+            }
+        }
+    };
+}
+bpftime_abi::for_each_helper!(addresses);
+
+/// Declares a helper with the names of the arguments it takes; the rest of the five registers are ignored.
+macro_rules! helper {
+    ($(#[$m:meta])* fn $name:ident($run:ident $(, $arg:ident)*) $body:block) => {
+        helper!(@pad [$(#[$m])*] $name $run $body [$($arg)*] [_a _b _c _d _e]);
+    };
+    (@pad [$($m:tt)*] $name:ident $run:ident $body:block [$a:ident $($rest:ident)*] [$_p:ident $($pads:ident)*] $($done:ident)*) => {
+        helper!(@pad [$($m)*] $name $run $body [$($rest)*] [$($pads)*] $($done)* $a);
+    };
+    (@pad [$($m:tt)*] $name:ident $run:ident $body:block [] [$p:ident $($pads:ident)*] $($done:ident)*) => {
+        helper!(@pad [$($m)*] $name $run $body [] [$($pads)*] $($done)* $p);
+    };
+    (@pad [$($m:tt)*] $name:ident $run:ident $body:block [] [] $a:ident $b:ident $c:ident $d:ident $e:ident) => {
+        $($m)*
+        ///
+        /// # Safety
+        /// Called by compiled BPF code with arguments its verifier accepted and the run they belong to.
+        #[allow(unused_variables)] // a helper need not look at all its arguments, nor at the run
+        pub unsafe extern "C" fn $name($a: u64, $b: u64, $c: u64, $d: u64, $e: u64, run: *mut Run) -> u64 {
+            // SAFETY: the run is alive and not otherwise borrowed while a helper of it executes.
+            let $run = unsafe { &mut *run };
+            $body
+        }
+    };
+}
+pub(crate) use helper;

@@ -1,0 +1,122 @@
+//! Reads of memory that may not be there: helpers 4, 45, 112-115. There is no kernel memory to read in userspace; a
+//! kernel address faults, and the `_kernel` forms read what the program can point at, as the kernel's do for its own.
+
+use super::{EFAULT, EINVAL, helper};
+use crate::arch::copy;
+use crate::run::{Reads, Run};
+use crate::signals;
+
+/// How this run reads; asks the kernel for the thread's signal mask the first time.
+#[inline]
+fn reads(run: &mut Run) -> Reads {
+    if run.reads == Reads::Unknown {
+        run.reads = match (signals::faults_blocked(), signals::seccomp_filtered()) {
+            (false, _) => Reads::Guarded,
+            (true, false) => Reads::ByKernel,
+            (true, true) => Reads::No,
+        };
+    }
+    run.reads
+}
+
+/// Copies `len` bytes; tells whether all were there.
+fn copy_in(run: &mut Run, dst: *mut u8, src: u64, len: usize) -> bool {
+    // SAFETY: dst has room for len bytes by the helper's contract; src may be anything, both copies survive a fault.
+    unsafe {
+        match reads(run) {
+            Reads::Guarded => copy::probe_read(dst, src as *const u8, len) == 0,
+            Reads::ByKernel => copy::probe_read_slow(dst, src as *const u8, len) == 0,
+            _ => false,
+        }
+    }
+}
+
+/// Reads 8-byte words at `addr`.
+pub fn read_words(run: &mut Run, addr: u64, out: &mut [u64]) -> bool {
+    copy_in(run, out.as_mut_ptr().cast(), addr, size_of_val(out))
+}
+
+/// On a fault the kernel zeroes the whole destination.
+fn read(run: &mut Run, dst: u64, len: u64, src: u64) -> u64 {
+    let len = len as u32 as usize;
+    if copy_in(run, dst as *mut u8, src, len) {
+        return 0;
+    }
+    // SAFETY: dst has room for len bytes by the helper's contract.
+    unsafe { std::ptr::write_bytes(dst as *mut u8, 0, len) };
+    EFAULT
+}
+
+/// Length including the terminator, at most `len`; the string is always terminated.
+fn read_str(run: &mut Run, dst: u64, len: u64, src: u64) -> u64 {
+    let len = len as u32 as usize;
+    if len == 0 {
+        return EINVAL;
+    }
+    let dst = dst as *mut u8;
+    // SAFETY: dst has room for len bytes by the helper's contract; the copies survive a fault.
+    let got = unsafe {
+        match reads(run) {
+            Reads::Guarded => copy::probe_read_str(dst, src as *const u8, len),
+            Reads::ByKernel => read_str_by_kernel(dst, src, len),
+            _ => -1,
+        }
+    };
+    if got < 0 {
+        // SAFETY: as above.
+        unsafe { std::ptr::write_bytes(dst, 0, len) };
+        return EFAULT;
+    }
+    got as u64
+}
+
+/// A string by process_vm_readv, page by page: a string may end before a page that is not there.
+///
+/// # Safety
+/// `dst` has room for `len` bytes, and `len` is not 0.
+unsafe fn read_str_by_kernel(dst: *mut u8, src: u64, len: usize) -> isize {
+    let mut done = 0;
+    while done < len {
+        let at = src + done as u64;
+        let part = (4096 - (at as usize & 4095)).min(len - done);
+        // SAFETY: part bytes from done on lie within len.
+        let bytes = unsafe {
+            if copy::probe_read_slow(dst.add(done), at as *const u8, part) != 0 {
+                return -1;
+            }
+            std::slice::from_raw_parts(dst.add(done), part)
+        };
+        if let Some(nul) = bytes.iter().position(|b| *b == 0) {
+            return (done + nul + 1) as isize;
+        }
+        done += part;
+    }
+    // SAFETY: the last of len bytes.
+    unsafe { *dst.add(len - 1) = 0 };
+    len as isize
+}
+
+helper! {
+    /// 4 `probe_read(dst, size, src)`.
+    fn probe_read(run, dst, size, src) { read(run, dst, size, src) }
+}
+helper! {
+    /// 112 `probe_read_user(dst, size, src)`.
+    fn probe_read_user(run, dst, size, src) { read(run, dst, size, src) }
+}
+helper! {
+    /// 113 `probe_read_kernel(dst, size, src)`.
+    fn probe_read_kernel(run, dst, size, src) { read(run, dst, size, src) }
+}
+helper! {
+    /// 45 `probe_read_str(dst, size, src)`.
+    fn probe_read_str(run, dst, size, src) { read_str(run, dst, size, src) }
+}
+helper! {
+    /// 114 `probe_read_user_str(dst, size, src)`.
+    fn probe_read_user_str(run, dst, size, src) { read_str(run, dst, size, src) }
+}
+helper! {
+    /// 115 `probe_read_kernel_str(dst, size, src)`.
+    fn probe_read_kernel_str(run, dst, size, src) { read_str(run, dst, size, src) }
+}

@@ -1,0 +1,92 @@
+//! A program in this process: its sealed image mapped privately, its constants filled in, executable and not writable.
+
+use super::{MapHandle, Run, helpers};
+use bpftime_vm::{Image, MapIdx, Resolve};
+use rustix::mm::{self, MapFlags, MprotectFlags, ProtFlags};
+use std::sync::Arc;
+
+/// Why an image cannot run here.
+#[derive(Debug, thiserror::Error)]
+pub enum LinkFailure {
+    /// The bytes are no image of ours.
+    #[error("program image: {0}")]
+    Image(#[from] bpftime_vm::ImageError),
+    /// A constant cannot be filled in.
+    #[error("program image: {0}")]
+    Link(#[from] bpftime_vm::LinkError),
+    /// No executable memory.
+    #[error("no executable memory for {bytes} bytes of code: {errno}")]
+    Memory {
+        /// Size wanted.
+        bytes: usize,
+        /// What the kernel said; EACCES or EPERM under SELinux execmem or PR_SET_MDWE.
+        errno: rustix::io::Errno,
+    },
+}
+
+/// A linked program. Keeps its maps alive.
+pub struct Program {
+    base: *mut u8,
+    len: usize,
+    entry: usize,
+    /// The maps its code points into.
+    pub maps: Vec<Arc<MapHandle>>,
+}
+
+// SAFETY: the code is immutable once linked; the maps are shared memory behind atomics.
+unsafe impl Send for Program {}
+// SAFETY: as above.
+unsafe impl Sync for Program {}
+
+/// A compiled BPF function or helper.
+pub type Func = unsafe extern "C" fn(u64, u64, u64, u64, u64, *mut Run) -> u64;
+
+struct Constants<'a>(&'a [Arc<MapHandle>]);
+
+impl Resolve for Constants<'_> {
+    fn map(&self, i: MapIdx) -> Option<u64> {
+        self.0.get(i.0 as usize).map(|m| Arc::as_ptr(m) as u64)
+    }
+    fn map_value(&self, i: MapIdx) -> Option<u64> {
+        self.0.get(i.0 as usize)?.map.value_base().map(|p| p as u64)
+    }
+    fn helper(&self, id: u32) -> Option<u64> {
+        helpers::address(id).map(|f| f as u64)
+    }
+}
+
+impl Program {
+    /// Links the image in `bytes` with `maps` (in the order of the image's map indices).
+    pub fn link(bytes: &[u8], maps: Vec<Arc<MapHandle>>) -> Result<Self, LinkFailure> {
+        let image = Image::parse(bytes)?;
+        let len = image.code_len().max(1).next_multiple_of(4096);
+        let memory = |errno| LinkFailure::Memory { bytes: len, errno };
+        // SAFETY: fresh anonymous memory.
+        let base = unsafe {
+            let rw = ProtFlags::READ | ProtFlags::WRITE;
+            mm::mmap_anonymous(std::ptr::null_mut(), len, rw, MapFlags::PRIVATE).map_err(memory)?
+        };
+        let program = Self { base: base.cast(), len, entry: image.entry_offset(), maps };
+        // SAFETY: base..len was mapped above, writable, and nobody else knows it.
+        let code = unsafe { std::slice::from_raw_parts_mut(program.base, len) };
+        image.link(&mut code[..image.code_len()], base as u64, &Constants(&program.maps))?;
+        // SAFETY: as above; from here on nobody writes.
+        unsafe { mm::mprotect(base, len, MprotectFlags::READ | MprotectFlags::EXEC).map_err(memory)? };
+        crate::signals::register_code_range(base as usize, base as usize + len);
+        Ok(program)
+    }
+
+    /// The program's entry.
+    pub fn entry(&self) -> Func {
+        // SAFETY: the linker checked that the entry lies in the code, which follows the BPF calling convention.
+        unsafe { std::mem::transmute(self.base.add(self.entry)) }
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        crate::signals::unregister_code_range(self.base as usize, self.base as usize + self.len);
+        // SAFETY: exactly the mapping of `link`; the owner waited until no thread runs in it.
+        let _ = unsafe { mm::munmap(self.base.cast(), self.len) };
+    }
+}

@@ -1,0 +1,77 @@
+//! Running programs: what happens between a probe's thunk and the end of the last program on it.
+//!
+//! Everything here runs inside somebody else's function, at any instruction, possibly nested in a signal handler.
+//! Rules: no allocation, no locks, no C library, no thread-local but the thread block, bounded stack; a failure loses an
+//! event, never the host. Helpers share the BPF calling convention with compiled code: five arguments and the [`Run`].
+
+pub mod clock;
+pub mod enter;
+pub mod helpers;
+pub mod image;
+pub mod process;
+pub mod stack;
+
+use crate::arch::PtRegs;
+use bpftime_shm::session::page::{OwnerWord, Page};
+use bpftime_shm::Map;
+use bpftime_vm::RunHeader;
+
+/// Back-edges and calls a run may take before it is ended: some milliseconds, far above what the kernel's verifier
+/// lets a tracing program do, and far below what a user would call a hang.
+pub const FUEL: i64 = 1 << 24;
+
+/// One run of a program: the hidden last argument of every compiled function and helper.
+#[repr(C)]
+pub struct Run {
+    /// Fuel; read and written by compiled code, therefore first.
+    pub header: RunHeader,
+    /// The process's registers at the probe; null for a program that the tool runs itself.
+    pub regs: *const PtRegs,
+    /// The session the program belongs to.
+    pub page: *const Page,
+    /// This thread, for locks in shared memory.
+    pub owner: OwnerWord,
+    /// The CPU slot this run owns.
+    pub cpu: u32,
+    /// The kernel's id of this thread, and of its process.
+    pub tid: u32,
+    /// See `tid`.
+    pub pid: u32,
+    /// Whether user memory may be read by a guarded load; asked once per run.
+    pub reads: Reads,
+    /// The running program, for the maps it names.
+    pub program: *const image::Program,
+    /// The cookie of the link.
+    pub cookie: u64,
+    /// Address of the probed instruction, or of the function for a return probe.
+    pub func_ip: u64,
+    /// Whether `regs` are those at the first instruction of a function that has no frame yet.
+    pub at_entry: bool,
+}
+
+/// How this run may read memory that might not be there.
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Reads {
+    /// Not asked yet.
+    Unknown,
+    /// The thread takes SIGSEGV, so a load that faults is fixed up.
+    Guarded,
+    /// The thread blocks SIGSEGV: ask the kernel to copy.
+    ByKernel,
+    /// The thread blocks SIGSEGV and a seccomp filter may kill for asking: every read fails.
+    No,
+}
+
+/// What a program's map constant points to: process-local, never in shared memory.
+pub struct MapHandle {
+    /// The map.
+    pub map: Map,
+}
+
+impl MapHandle {
+    /// A handle for `map`.
+    pub fn new(map: Map) -> Self {
+        Self { map }
+    }
+}

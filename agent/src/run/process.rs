@@ -1,0 +1,112 @@
+//! Which process and thread this is, right through fork.
+//!
+//! The pid lives in a page that the kernel clears in a forked child (MADV_WIPEONFORK), so a stale copy is seen as zero
+//! at the next probe, however the child was made. A vfork child shares the page and counts as its parent until it execs.
+
+use crate::arch::sys;
+use crate::hook::ThreadBlock;
+use rustix::mm::{self, Advice, MapFlags, ProtFlags};
+use std::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
+
+static PID_PAGE: AtomicPtr<AtomicU32> = AtomicPtr::new(std::ptr::null_mut());
+
+/// Maps the page. Call once, before the first probe can run.
+pub fn init() -> Result<(), rustix::io::Errno> {
+    if !PID_PAGE.load(Ordering::Acquire).is_null() {
+        return Ok(());
+    }
+    let rw = ProtFlags::READ | ProtFlags::WRITE;
+    // SAFETY: a fresh anonymous page; no existing mapping is touched.
+    let page = unsafe { mm::mmap_anonymous(std::ptr::null_mut(), 4096, rw, MapFlags::PRIVATE)? };
+    // SAFETY: the page was mapped above. Without WIPEONFORK (kernel before 4.14) `refresh` after fork does the same.
+    let _ = unsafe { mm::madvise(page, 4096, Advice::LinuxWipeOnFork) };
+    // Release: pairs with the Acquire in `pid`; the page is mapped.
+    PID_PAGE.store(page.cast(), Ordering::Release);
+    Ok(())
+}
+
+/// Forgets the cached pid; the child side of fork.
+pub fn refresh() {
+    // SAFETY: null or the page of `init`, which is never unmapped.
+    if let Some(word) = unsafe { PID_PAGE.load(Ordering::Acquire).as_ref() } {
+        word.store(0, Ordering::Relaxed);
+    }
+}
+
+/// This process's pid (the kernel's tgid).
+#[inline]
+pub fn pid() -> u32 {
+    let page = PID_PAGE.load(Ordering::Acquire);
+    // SAFETY: null or the page of `init`, which is never unmapped.
+    let Some(word) = (unsafe { page.as_ref() }) else {
+        return sys::getpid() as u32;
+    };
+    match word.load(Ordering::Relaxed) {
+        0 => first_pid(word),
+        pid => pid,
+    }
+}
+
+#[cold]
+fn first_pid(word: &AtomicU32) -> u32 {
+    let pid = sys::getpid() as u32;
+    word.store(pid, Ordering::Relaxed);
+    pid
+}
+
+/// The calling thread's id, cached in its block together with the pid it was read under.
+#[inline]
+pub fn tid(block: &ThreadBlock, pid: u32) -> u32 {
+    let cached = block.run[0].load(Ordering::Relaxed);
+    if (cached >> 32) as u32 == pid { cached as u32 } else { fresh_tid(block, pid) }
+}
+
+#[cold]
+fn fresh_tid(block: &ThreadBlock, pid: u32) -> u32 {
+    let tid = sys::gettid() as u32;
+    block.run[0].store((pid as u64) << 32 | tid as u64, Ordering::Relaxed);
+    tid
+}
+
+/// Whether a thread of this process still exists.
+pub fn thread_alive(tid: u32) -> bool {
+    sys::thread_exists(pid() as i32, tid as i32)
+}
+
+/// The CPU this thread runs on: restartable-sequence area where glibc registered one, else the segment limit that the
+/// kernel keeps for getcpu.
+#[inline]
+pub fn current_cpu() -> u32 {
+    let rseq = RSEQ_CPU_OFFSET.load(Ordering::Relaxed);
+    if rseq != NO_RSEQ {
+        let cpu: i32;
+        // SAFETY: glibc keeps `struct rseq` at this offset from the thread pointer of every thread it made.
+        unsafe {
+            std::arch::asm!("mov {0:e}, fs:[{1}]", out(reg) cpu, in(reg) rseq as i32 as isize,
+                options(nostack, readonly, preserves_flags));
+        }
+        if cpu >= 0 {
+            return cpu as u32;
+        }
+    }
+    cpu_by_segment()
+}
+
+fn cpu_by_segment() -> u32 {
+    // __CPUNODE_SEG: limit = node << 12 | cpu (arch/x86 vDSO getcpu).
+    let limit: u32;
+    // SAFETY: lsl only reads a descriptor's limit.
+    unsafe {
+        std::arch::asm!("lsl {0:e}, {1:e}", out(reg) limit, in(reg) 0x7b_u32, options(nostack, nomem));
+    }
+    limit & 0xfff
+}
+
+const NO_RSEQ: u32 = u32::MAX;
+static RSEQ_CPU_OFFSET: AtomicU32 = AtomicU32::new(NO_RSEQ);
+
+/// Tells where glibc keeps `struct rseq`, relative to the thread pointer (`__rseq_offset`).
+pub fn set_rseq_offset(offset: isize) {
+    // cpu_id is the second field, 4 bytes in.
+    RSEQ_CPU_OFFSET.store((offset + 4) as i32 as u32, Ordering::Relaxed);
+}

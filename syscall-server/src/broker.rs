@@ -1,0 +1,10 @@
+//! The session's broker: tells agents what is attached, and notices when a link's last descriptor is gone.
+//!
+//! One thread with its own descriptor table. The tool's threads speak to it over a socket pair in the very messages
+//! that it relays to agents ([`Client`]); it remembers them ([`Known`]) for agents that connect later.
+
+mod client;
+mod known;
+mod serve;
+
+pub use client::{attach, detach, perf_slot, session, settle};

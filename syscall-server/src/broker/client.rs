@@ -1,0 +1,241 @@
+//! The tool's side of the broker: starts the session and announces changes.
+
+use super::serve::Broker;
+use crate::object::{MapObject, PerfObject, ProgObject};
+use bpftime_agent::run::enter::Session as RunSession;
+use bpftime_shm::session::page::Page;
+use bpftime_shm::session::wire::{LinkSpec, Message};
+use bpftime_shm::session::{dir, sock};
+use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketFlags, SocketType};
+use std::collections::HashSet;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// A running session.
+pub struct Client {
+    /// The process that started it: a forked child starts its own.
+    pid: u32,
+    channel: OwnedFd,
+    seq: u64,
+    path: PathBuf,
+    /// For programs that run in the tool itself.
+    shared: Arc<RunSession>,
+}
+
+static CLIENT: Mutex<Option<Client>> = Mutex::new(None);
+
+/// Ids of maps and programs the broker has been told about. Held while a link and what it needs are announced, so that
+/// the broker does not forget them in between.
+static ANNOUNCED: Mutex<Option<HashSet<u32>>> = Mutex::new(None);
+
+/// The set of announced ids, unless somebody is announcing right now.
+pub fn announced_if_free() -> Option<AnnouncedGuard> {
+    let mut guard = match ANNOUNCED.try_lock() {
+        Ok(g) => g,
+        Err(std::sync::TryLockError::Poisoned(p)) => p.into_inner(),
+        Err(std::sync::TryLockError::WouldBlock) => return None,
+    };
+    guard.get_or_insert_default();
+    Some(AnnouncedGuard(guard))
+}
+
+/// The locked set.
+pub struct AnnouncedGuard(MutexGuard<'static, Option<HashSet<u32>>>);
+
+impl AnnouncedGuard {
+    /// Keeps what `keep` says.
+    pub fn retain(&mut self, keep: impl FnMut(&u32) -> bool) {
+        if let Some(set) = self.0.as_mut() {
+            set.retain(keep);
+        }
+    }
+}
+
+fn client() -> Result<MutexGuard<'static, Option<Client>>, Errno> {
+    let mut guard = CLIENT.lock().unwrap_or_else(PoisonError::into_inner);
+    if guard.as_ref().is_none_or(|c| c.pid != std::process::id()) {
+        *ANNOUNCED.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        // A child's copy of its parent's client: the path is not the child's to remove.
+        std::mem::forget(guard.take());
+        *guard = Some(start()?);
+    }
+    Ok(guard)
+}
+
+/// The session for programs that run in the tool.
+pub fn session() -> Result<Arc<RunSession>, Errno> {
+    let guard = client()?;
+    guard.as_ref().map(|c| c.shared.clone()).ok_or(Errno::AGAIN)
+}
+
+fn start() -> Result<Client, Errno> {
+    let cpus = online_cpus();
+    let (page_fd, page) = Page::create(cpus)?;
+    let broker_page = Page::open(&page_fd)?;
+    let dir = dir::own().map_err(|e| {
+        tracing::error!("{e}");
+        Errno::ACCESS
+    })?;
+    let id = random_id();
+    let path = dir.join(format!("{}-{id:016x}{}", std::process::id(), dir::SOCKET_SUFFIX));
+    let pair = rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
+    let channel = crate::fds::hidden(&pair.0)?;
+    spawn(id, broker_page, page_fd, pair.1, path.clone())?;
+    let shared = RunSession { page, owner: AtomicU32::new(1) };
+    let mut client = Client { pid: std::process::id(), channel, seq: 0, path, shared: Arc::new(shared) };
+    client.sync()?;
+    crate::wait::start_waker(client.shared.clone());
+    Ok(client)
+}
+
+/// CPU slots stand for CPUs a tool opens buffers on, which are the online ones.
+fn online_cpus() -> u32 {
+    let text = std::fs::read_to_string("/sys/devices/system/cpu/online").unwrap_or_default();
+    let last = text.trim().rsplit([',', '-']).next().and_then(|n| n.parse::<u32>().ok());
+    last.map_or(1, |n| n + 1)
+}
+
+fn random_id() -> u64 {
+    let mut bytes = [0u8; 8];
+    let _ = rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::NONBLOCK);
+    u64::from_ne_bytes(bytes) ^ std::process::id() as u64
+}
+
+/// Starts the broker's thread, all signals blocked, in a descriptor table of its own: what it needs of the tool's goes
+/// over the channel.
+fn spawn(id: u64, page: Page, page_fd: OwnedFd, channel: OwnedFd, path: PathBuf) -> Result<(), Errno> {
+    let raw_channel = channel.as_fd().try_clone_to_owned().map_err(|_| Errno::MFILE)?;
+    let (ready_tx, ready_rx) = std::sync::mpsc::channel();
+    let body = move || {
+        std::mem::forget(bpftime_agent::hook::Mute::new());
+        let serve = || -> Result<Broker, Errno> {
+            let kept = bpftime_agent::fds::make_private(&[raw_channel.as_fd(), page_fd.as_fd()])?;
+            // The originals' numbers mean nothing in the new table.
+            std::mem::forget((raw_channel, page_fd));
+            let [channel, page_fd] = kept.try_into().map_err(|_| Errno::BADF)?;
+            let listener = sock::listen(&path)?;
+            Ok(Broker::new(id, Arc::new(page), page_fd, listener, channel))
+        };
+        match serve() {
+            Ok(broker) => {
+                let _ = ready_tx.send(Ok(()));
+                broker.serve();
+            }
+            Err(e) => drop(ready_tx.send(Err(e))),
+        }
+    };
+    bpftime_agent::lifecycle::spawn_quiet("bpftime-broker", body).map_err(|_| Errno::AGAIN)?;
+    ready_rx.recv().unwrap_or(Err(Errno::AGAIN))
+}
+
+impl Client {
+    fn send(&self, msg: &Message, fd: Option<BorrowedFd>) -> Result<(), Errno> {
+        sock::send(self.channel.as_fd(), &msg.encode(), fd.as_slice())
+    }
+
+    /// Waits until everything sent before is in force in every agent.
+    fn sync(&mut self) -> Result<(), Errno> {
+        self.seq += 1;
+        self.send(&Message::Sync { seq: self.seq }, None)?;
+        loop {
+            let msg = sock::recv(self.channel.as_fd(), false)?;
+            if matches!(Message::decode(&msg.bytes)?, Message::Ack { seq, .. } if seq == self.seq) {
+                return Ok(());
+            }
+        }
+    }
+
+    fn announce_map(&self, known: &mut HashSet<u32>, map: &MapObject) -> Result<(), Errno> {
+        if known.insert(map.id) {
+            self.send(&Message::Map { map: map.id }, Some(map.memfd.as_fd()))?;
+            for (index, event) in map.slots.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+                if let Some((fd, _)) = event.ring.get() {
+                    self.send(&Message::PerfSlot { map: map.id, index: *index }, Some(fd.as_fd()))?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn announce_prog(&self, known: &mut HashSet<u32>, prog: &ProgObject) -> Result<(), Errno> {
+        prog.maps.iter().try_for_each(|m| self.announce_map(known, m))?;
+        if known.insert(prog.spec.prog) {
+            self.send(&Message::Prog(prog.spec.clone()), Some(prog.image.as_fd()))?;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Client {
+    fn drop(&mut self) {
+        if self.pid == std::process::id() {
+            let _ = std::fs::remove_file(&self.path);
+        }
+    }
+}
+
+/// Attaches a link: when this returns, every connected process that it concerns runs the program. `watch` is the end
+/// whose hang-up detaches it.
+pub fn attach(spec: LinkSpec, prog: &ProgObject, watch: Option<OwnedFd>) -> Result<(), Errno> {
+    start_own_agent()?;
+    let mut guard = client()?;
+    let client = guard.as_mut().ok_or(Errno::AGAIN)?;
+    let mut known = ANNOUNCED.lock().unwrap_or_else(PoisonError::into_inner);
+    client.announce_prog(known.get_or_insert_default(), prog)?;
+    client.send(&Message::Link(spec), watch.as_ref().map(AsFd::as_fd))?;
+    drop(known);
+    client.sync()
+}
+
+/// The tool is a process like any other: functions it calls itself are traced too.
+fn start_own_agent() -> Result<(), Errno> {
+    static STARTED: AtomicU32 = AtomicU32::new(0);
+    drop(client()?);
+    if STARTED.swap(std::process::id(), Ordering::Relaxed) != std::process::id() && !crate::tool::agent_is_loaded() {
+        bpftime_agent::lifecycle::start(None);
+    }
+    Ok(())
+}
+
+/// Detaches a link: when this returns it runs nowhere any more.
+pub fn detach(link: u32) -> Result<(), Errno> {
+    let mut guard = client()?;
+    let client = guard.as_mut().ok_or(Errno::AGAIN)?;
+    client.send(&Message::Unlink { link }, None)?;
+    client.sync()
+}
+
+/// Tells agents that already have `map` about an entry of a PERF_EVENT_ARRAY.
+pub fn perf_slot(map: &MapObject, index: u32, event: Option<&PerfObject>) -> Result<(), Errno> {
+    let Ok(guard) = CLIENT.lock() else { return Ok(()) };
+    let Some(client) = guard.as_ref().filter(|c| c.pid == std::process::id()) else { return Ok(()) };
+    let known = ANNOUNCED.lock().unwrap_or_else(PoisonError::into_inner);
+    if known.as_ref().is_some_and(|k| k.contains(&map.id)) {
+        let fd = event.and_then(|e| e.ring.get()).map(|(fd, _)| fd.as_fd());
+        client.send(&Message::PerfSlot { map: map.id, index }, fd)?;
+    }
+    Ok(())
+}
+
+/// After a close: detachments it caused are in force when this returns.
+pub fn settle() {
+    let Ok(mut guard) = CLIENT.lock() else { return };
+    if let Some(client) = guard.as_mut().filter(|c| c.pid == std::process::id()) {
+        let _ = client.sync();
+    }
+}
+
+/// At exit: the socket file goes. A killed tool's file goes when the next process looks at it.
+pub extern "C" fn at_exit() {
+    if let Ok(mut guard) = CLIENT.try_lock() {
+        drop(guard.take());
+    }
+}
+
+/// Runs when the library is unloaded or the process exits normally.
+#[used]
+#[unsafe(link_section = ".fini_array")]
+static FINI: extern "C" fn() = at_exit;

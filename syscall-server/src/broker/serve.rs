@@ -1,0 +1,270 @@
+//! The broker's thread.
+
+use super::known::Known;
+use bpftime_shm::session::page::Page;
+use bpftime_shm::session::sock;
+use bpftime_shm::session::wire::{Message, VERSION};
+use rustix::event::{PollFd, PollFlags};
+use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
+use rustix::io::Errno;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// How long the tool waits for agents to put a change in force. A stopped process must not stop the tool.
+const ACK_LIMIT: Duration = Duration::from_millis(1500);
+
+/// A connected agent.
+struct Agent {
+    sock: OwnedFd,
+    pid: i32,
+    owner: u32,
+    /// Last `Sync` it has answered.
+    acked: u64,
+    sites: u32,
+    refused: u32,
+    /// Did not answer in time; not waited for again until it has.
+    lagging: bool,
+}
+
+/// The broker.
+pub struct Broker {
+    /// Identity of the session.
+    pub session: u64,
+    /// The session page.
+    pub page: Arc<Page>,
+    /// Its descriptor, in this thread's table.
+    pub page_fd: OwnedFd,
+    /// Where agents connect.
+    pub listener: OwnedFd,
+    /// The tool's threads.
+    pub tool: OwnedFd,
+    /// What has been announced.
+    pub known: Known,
+    agents: Vec<Agent>,
+    next_owner: u32,
+    seq: u64,
+}
+
+impl Broker {
+    /// A broker without agents. Owner 0 is nobody, owner 1 the tool itself.
+    pub fn new(session: u64, page: Arc<Page>, page_fd: OwnedFd, listener: OwnedFd, tool: OwnedFd) -> Self {
+        let known = Known::default();
+        Self { session, page, page_fd, listener, tool, known, agents: Vec::new(), next_owner: 2, seq: 0 }
+    }
+
+    /// Serves until the tool is gone.
+    pub fn serve(mut self) {
+        loop {
+            let ready = self.wait();
+            self.reap_links(&ready);
+            self.reap_agents(&ready);
+            if ready.listener {
+                self.accept();
+            }
+            if ready.tool && self.tool_message().is_err() {
+                return;
+            }
+        }
+    }
+
+    fn wait(&self) -> Ready {
+        let mut fds = vec![PollFd::new(&self.tool, PollFlags::IN), PollFd::new(&self.listener, PollFlags::IN)];
+        let links: Vec<u32> = self.known.links.iter().filter(|(_, l)| l.watch.is_some()).map(|(id, _)| *id).collect();
+        fds.extend(links.iter().filter_map(|id| self.known.links[id].watch.as_ref()).map(|w| {
+            // Only the hang-up matters, which poll reports unasked.
+            PollFd::new(w, PollFlags::empty())
+        }));
+        fds.extend(self.agents.iter().map(|a| PollFd::new(&a.sock, PollFlags::IN)));
+        if rustix::event::poll(&mut fds, None).is_err() {
+            return Ready::default();
+        }
+        let fired = |i: usize| !fds[i].revents().is_empty();
+        let hung = |i: usize| fds[i].revents().intersects(PollFlags::HUP | PollFlags::ERR);
+        Ready {
+            tool: fired(0),
+            listener: fired(1),
+            links: links.iter().enumerate().filter(|(i, _)| hung(2 + i)).map(|(_, id)| *id).collect(),
+            agents: (0..self.agents.len()).filter(|i| fired(2 + links.len() + i)).collect(),
+        }
+    }
+
+    /// Links whose last descriptor was closed.
+    fn reap_links(&mut self, ready: &Ready) {
+        if ready.links.is_empty() {
+            return;
+        }
+        for link in &ready.links {
+            self.known.links.remove(link);
+            self.relay(&Message::Unlink { link: *link });
+        }
+        self.collect();
+        self.synchronise();
+    }
+
+    /// Forgets what nothing uses, here and in the agents.
+    fn collect(&mut self) {
+        let Some(mut announced) = super::client::announced_if_free() else { return };
+        let (progs, maps) = self.known.collect();
+        if progs.is_empty() && maps.is_empty() {
+            return;
+        }
+        announced.retain(|id| !progs.contains(id) && !maps.contains(id));
+        self.relay(&Message::Drop { progs, maps });
+    }
+
+    fn reap_agents(&mut self, ready: &Ready) {
+        for i in ready.agents.iter().rev() {
+            while let Some(agent) = self.agents.get_mut(*i) {
+                match agent_message(agent) {
+                    Ok(true) => {}
+                    Ok(false) => break,
+                    Err(_) => self.lose(*i),
+                }
+            }
+        }
+    }
+
+    /// An agent's process ended, by exit, exec or a kill at any instruction.
+    fn lose(&mut self, i: usize) {
+        let agent = self.agents.remove(i);
+        self.page.recover(agent.owner);
+        self.known.recover(agent.owner);
+        tracing::debug!(pid = agent.pid, "agent gone");
+    }
+
+    fn accept(&mut self) {
+        let Ok(conn) = sock::accept(self.listener.as_fd()) else { return };
+        if let Err(errno) = self.greet(conn) {
+            tracing::debug!(%errno, "connection refused");
+        }
+    }
+
+    fn greet(&mut self, conn: OwnedFd) -> Result<(), Errno> {
+        let (pid, uid) = sock::peer(conn.as_fd())?;
+        if uid != rustix::process::getuid().as_raw() {
+            return Err(Errno::PERM);
+        }
+        sock::set_timeout(&conn, Duration::from_millis(500))?;
+        match Message::decode(&sock::recv(conn.as_fd(), false)?.bytes)? {
+            Message::List => {
+                let agents = self.agents.iter().map(|a| (a.pid, a.sites, a.refused)).collect();
+                sock::send(conn.as_fd(), &self.known.listing(agents).encode(), &[])
+            }
+            Message::Hello { version: VERSION } => self.welcome(conn, pid),
+            _ => Err(Errno::PROTO),
+        }
+    }
+
+    fn welcome(&mut self, conn: OwnedFd, pid: i32) -> Result<(), Errno> {
+        let owner = self.next_owner;
+        self.next_owner += 1;
+        let hello = Message::Welcome { session: self.session, owner, cpus: self.page.slots() };
+        sock::send(conn.as_fd(), &hello.encode(), &[self.page_fd.as_fd()])?;
+        for (msg, fd) in self.known.for_agent(pid) {
+            sock::send(conn.as_fd(), &msg.encode(), fd.as_slice())?;
+        }
+        self.seq += 1;
+        sock::send(conn.as_fd(), &Message::Sync { seq: self.seq }.encode(), &[])?;
+        // Not waited for before its first answer: a starting process waits for us, not we for it.
+        let agent = Agent { sock: conn, pid, owner, acked: 0, sites: 0, refused: 0, lagging: true };
+        self.agents.push(agent);
+        Ok(())
+    }
+
+    /// One message of the tool's threads; an error when the tool is gone.
+    fn tool_message(&mut self) -> Result<(), Errno> {
+        let msg = sock::recv(self.tool.as_fd(), false)?;
+        let fd = msg.fds.into_iter().next();
+        match Message::decode(&msg.bytes)? {
+            Message::Sync { seq } => {
+                let ready = self.hung_links();
+                self.reap_links(&ready);
+                self.synchronise();
+                let ack = Message::Ack { seq, sites: self.agents.iter().map(|a| a.sites).sum(), refused: 0 };
+                sock::send(self.tool.as_fd(), &ack.encode(), &[])
+            }
+            msg => {
+                self.known.learn(msg.clone(), fd);
+                self.relay(&msg);
+                Ok(())
+            }
+        }
+    }
+
+    /// Links closed by now, without waiting.
+    fn hung_links(&self) -> Ready {
+        let hung = |fd: BorrowedFd| {
+            let mut one = [PollFd::from_borrowed_fd(fd, PollFlags::empty())];
+            let now = rustix::time::Timespec { tv_sec: 0, tv_nsec: 0 };
+            rustix::event::poll(&mut one, Some(&now)).is_ok_and(|n| n > 0)
+        };
+        let links = &self.known.links;
+        let gone = links.iter().filter(|(_, l)| l.watch.as_ref().is_some_and(|w| hung(w.as_fd())));
+        Ready { links: gone.map(|(id, _)| *id).collect(), ..Ready::default() }
+    }
+
+    /// Sends a change to the agents it concerns.
+    fn relay(&mut self, msg: &Message) {
+        let bytes = msg.encode();
+        let fd = self.known.fd_for(msg);
+        let mut lost = Vec::new();
+        for (i, agent) in self.agents.iter().enumerate() {
+            if matches!(msg, Message::Link(spec) if !Known::concerns(spec, agent.pid)) {
+                continue;
+            }
+            if sock::send(agent.sock.as_fd(), &bytes, fd.as_slice()).is_err() {
+                lost.push(i);
+            }
+        }
+        lost.into_iter().rev().for_each(|i| self.lose(i));
+    }
+
+    /// Waits until the agents have put everything sent so far in force.
+    fn synchronise(&mut self) {
+        if self.agents.is_empty() {
+            return;
+        }
+        self.seq += 1;
+        let seq = self.seq;
+        self.relay(&Message::Sync { seq });
+        let deadline = Instant::now() + ACK_LIMIT;
+        while let Some(i) = self.agents.iter().position(|a| a.acked < seq && !a.lagging) {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                self.agents[i].lagging = true;
+                continue;
+            }
+            let ts = rustix::time::Timespec {
+                tv_sec: left.as_secs() as i64,
+                tv_nsec: left.subsec_nanos() as i64,
+            };
+            let mut fds = [PollFd::new(&self.agents[i].sock, PollFlags::IN)];
+            if rustix::event::poll(&mut fds, Some(&ts)).is_ok_and(|n| n > 0) && agent_message(&mut self.agents[i]).is_err() {
+                self.lose(i);
+            }
+        }
+    }
+}
+
+/// What a wait found.
+#[derive(Default)]
+struct Ready {
+    tool: bool,
+    listener: bool,
+    links: Vec<u32>,
+    agents: Vec<usize>,
+}
+
+/// Takes one message of an agent; false when there is none. Nothing an agent says is trusted beyond its own counts.
+fn agent_message(agent: &mut Agent) -> Result<bool, Errno> {
+    let msg = match sock::recv(agent.sock.as_fd(), true) {
+        Err(Errno::AGAIN) => return Ok(false),
+        other => other?,
+    };
+    let Message::Ack { seq, sites, refused } = Message::decode(&msg.bytes)? else { return Err(Errno::PROTO) };
+    agent.acked = agent.acked.max(seq);
+    agent.sites = sites;
+    agent.refused = refused;
+    agent.lagging = false;
+    Ok(true)
+}

@@ -1,0 +1,166 @@
+//! Links.
+
+use super::{Attr, ENOTSUPP};
+use crate::object::{self, LinkObject, Object, PerfKind};
+use crate::{broker, fds, perf, user};
+use bpftime_abi::attr::{LinkCreatePerf, LinkCreateUprobeMulti, LinkUpdate, OneFd};
+use bpftime_abi::prog_type::{
+    BPF_LINK_TYPE_PERF_EVENT, BPF_LINK_TYPE_UPROBE_MULTI, BPF_PERF_EVENT, BPF_PROG_TYPE_KPROBE,
+    BPF_PROG_TYPE_PERF_EVENT, BPF_PROG_TYPE_RAW_TRACEPOINT, BPF_PROG_TYPE_TRACEPOINT, BPF_TRACE_KPROBE_MULTI,
+    BPF_TRACE_UPROBE_MULTI,
+};
+use bpftime_shm::session::wire::{LinkSpec, Point};
+use rustix::fd::OwnedFd;
+use rustix::io::Errno;
+use std::sync::Arc;
+
+/// BPF_LINK_CREATE.
+pub fn create(attr: &Attr) -> Result<i64, Errno> {
+    let a: LinkCreatePerf = attr.get();
+    match a.attach_type {
+        BPF_PERF_EVENT => perf_link(&a),
+        BPF_TRACE_UPROBE_MULTI => uprobe_multi(&attr.get()),
+        // bpftrace asks whether kprobe_multi exists and takes this for a no.
+        BPF_TRACE_KPROBE_MULTI => Err(Errno::OPNOTSUPP),
+        _ => Err(Errno::INVAL),
+    }
+}
+
+/// A program on a perf event. The order of the checks is the kernel's: libbpf probes with target_fd -1 and takes EBADF
+/// for "supported".
+fn perf_link(a: &LinkCreatePerf) -> Result<i64, Errno> {
+    let prog = object::prog(a.prog_fd)?;
+    if a.flags != 0 {
+        return Err(Errno::INVAL);
+    }
+    let types = [BPF_PROG_TYPE_KPROBE, BPF_PROG_TYPE_TRACEPOINT, BPF_PROG_TYPE_PERF_EVENT];
+    if !types.contains(&prog.spec.prog_type) {
+        return Err(Errno::INVAL);
+    }
+    let event = object::perf(a.target_fd).map_err(|_| Errno::BADF)?;
+    let (tool, ours) = fds::event_pair()?;
+    perf::set_program(&event, &prog, a.bpf_cookie, Some(ours))?;
+    new_link(tool, BPF_LINK_TYPE_PERF_EVENT, prog, Some(event))
+}
+
+fn new_link(
+    tool: OwnedFd,
+    link_type: u32,
+    prog: Arc<object::ProgObject>,
+    event: Option<Arc<object::PerfObject>>,
+) -> Result<i64, Errno> {
+    let link = LinkObject { id: object::next_id(), link_type, prog, event };
+    object::insert(&tool, Object::Link(Arc::new(link)))?;
+    fds::watch(&tool);
+    Ok(fds::give(tool))
+}
+
+/// `BPF_F_UPROBE_MULTI_RETURN`.
+const MULTI_RETURN: u32 = 1;
+/// `MAX_UPROBE_MULTI_CNT`.
+const MULTI_MAX: u32 = 1 << 20;
+
+/// One program on many offsets of a file.
+fn uprobe_multi(a: &LinkCreateUprobeMulti) -> Result<i64, Errno> {
+    let prog = object::prog(a.prog_fd)?;
+    if prog.spec.prog_type != BPF_PROG_TYPE_KPROBE || a.flags != 0 || a.multi_flags & !MULTI_RETURN != 0 {
+        return Err(Errno::INVAL);
+    }
+    if a.path == 0 || a.offsets == 0 || a.cnt == 0 {
+        return Err(Errno::INVAL);
+    }
+    if a.cnt > MULTI_MAX {
+        return Err(Errno::TOOBIG);
+    }
+    if (a.pid as i32) < 0 {
+        return Err(Errno::INVAL);
+    }
+    let path = user::read_str(a.path, 4096)?;
+    let st = rustix::fs::stat(path.as_slice()).map_err(|_| Errno::BADF)?;
+    if rustix::fs::FileType::from_raw_mode(st.st_mode) != rustix::fs::FileType::RegularFile {
+        return Err(Errno::BADF);
+    }
+    if a.pid != 0 && rustix::process::Pid::from_raw(a.pid as i32).is_none_or(|p| rustix::process::test_kill_process(p) == Err(Errno::SRCH)) {
+        return Err(Errno::SRCH);
+    }
+    let words = |addr: u64| -> Result<Vec<u64>, Errno> {
+        if addr == 0 {
+            return Ok(vec![0; a.cnt as usize]);
+        }
+        let bytes = user::read(addr, a.cnt as usize * 8)?;
+        Ok(bytes.chunks_exact(8).filter_map(|c| c.try_into().ok().map(u64::from_ne_bytes)).collect())
+    };
+    let (offsets, refs, cookies) = (words(a.offsets)?, words(a.ref_ctr_offsets)?, words(a.cookies)?);
+    if offsets.iter().any(|o| *o as i64 >= st.st_size || (*o as i64) < 0) {
+        return Err(Errno::INVAL);
+    }
+    let points = (0..a.cnt as usize)
+        .map(|i| Point { offset: offsets[i], ref_ctr_offset: refs[i], cookie: cookies[i] })
+        .collect();
+    let (tool, ours) = fds::event_pair()?;
+    let spec = LinkSpec {
+        link: object::next_id(),
+        prog: prog.spec.prog,
+        ret: a.multi_flags & MULTI_RETURN != 0,
+        pid: if a.pid == 0 { -1 } else { a.pid as i32 },
+        dev: st.st_dev,
+        ino: st.st_ino,
+        path,
+        points,
+    };
+    attach_in_pieces(spec, &prog, ours)?;
+    new_link(tool, BPF_LINK_TYPE_UPROBE_MULTI, prog, None)
+}
+
+/// A message holds some thousands of points; a larger link goes as several, ended by the same hang-up.
+fn attach_in_pieces(spec: LinkSpec, prog: &object::ProgObject, watch: OwnedFd) -> Result<(), Errno> {
+    const POINTS_MAX: usize = 4096;
+    let pieces: Vec<Vec<Point>> = spec.points.chunks(POINTS_MAX).map(<[Point]>::to_vec).collect();
+    for (i, points) in pieces.into_iter().enumerate() {
+        let link = if i == 0 { spec.link } else { object::next_id() };
+        let watch = fds::hidden(&watch)?;
+        broker::attach(LinkSpec { link, points, ..spec.clone() }, prog, Some(watch))?;
+    }
+    Ok(())
+}
+
+/// BPF_LINK_DETACH.
+pub fn detach(attr: &Attr) -> Result<i64, Errno> {
+    let a: OneFd = attr.get();
+    object::link(a.fd)?;
+    // Neither perf event links nor uprobe links can be detached but by closing them, as in the kernel.
+    Err(Errno::OPNOTSUPP)
+}
+
+/// BPF_LINK_UPDATE.
+pub fn update(attr: &Attr) -> Result<i64, Errno> {
+    let a: LinkUpdate = attr.get();
+    object::link(a.link_fd)?;
+    object::prog(a.new_prog_fd)?;
+    Err(Errno::INVAL)
+}
+
+/// BPF_RAW_TRACEPOINT_OPEN: kernel tracepoints are no userspace event; sys_enter and sys_exit belong to the syscall
+/// source.
+pub fn raw_tracepoint(attr: &Attr) -> Result<i64, Errno> {
+    let a: bpftime_abi::attr::RawTracepoint = attr.get();
+    let prog = object::prog(a.prog_fd)?;
+    if prog.spec.prog_type != BPF_PROG_TYPE_RAW_TRACEPOINT {
+        return Err(Errno::INVAL);
+    }
+    user::read_str(a.name, 127)?;
+    Err(Errno::NOENT)
+}
+
+/// After a close that may have been a detach.
+pub fn settle() {
+    broker::settle();
+}
+
+/// Whether the event takes programs at all.
+pub fn takes_program(kind: &PerfKind) -> Result<(), Errno> {
+    match kind {
+        PerfKind::BpfOutput => Err(ENOTSUPP),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,174 @@
+//! Map commands.
+
+use super::{Attr, ENOTSUPP, check_name};
+use crate::object::{self, Events, MapObject, Object};
+use crate::{broker, fds, user, wait};
+use bpftime_abi::attr::{MapCreate, MapElem, OneFd};
+use bpftime_abi::map_type::{BPF_MAP_TYPE_PERF_EVENT_ARRAY, BPF_MAP_TYPE_RINGBUF};
+use bpftime_agent::run::MapHandle;
+use bpftime_shm::{Map, MapDef};
+use rustix::io::Errno;
+use std::collections::BTreeMap;
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// CPUs in per-CPU values.
+pub fn possible_cpus() -> u32 {
+    static CPUS: std::sync::OnceLock<u32> = std::sync::OnceLock::new();
+    *CPUS.get_or_init(|| {
+        let text = std::fs::read_to_string("/sys/devices/system/cpu/possible").unwrap_or_default();
+        let last = text.trim().rsplit([',', '-']).next().and_then(|n| n.parse::<u32>().ok());
+        last.map_or(1, |n| n + 1)
+    })
+}
+
+/// BPF_MAP_CREATE.
+pub fn create(attr: &Attr) -> Result<i64, Errno> {
+    let a: MapCreate = attr.get();
+    check_name(&a.map_name)?;
+    if a.map_ifindex != 0 || (a.btf_value_type_id != 0 && a.btf_vmlinux_value_type_id != 0) {
+        return Err(Errno::INVAL);
+    }
+    if a.btf_key_type_id != 0 || a.btf_value_type_id != 0 {
+        check_btf(&a)?;
+    }
+    let def = MapDef {
+        map_type: a.map_type,
+        key_size: a.key_size,
+        value_size: a.value_size,
+        max_entries: a.max_entries,
+        map_flags: a.map_flags,
+        name: a.map_name,
+        map_extra: a.map_extra,
+        btf_id: if a.btf_key_type_id | a.btf_value_type_id == 0 { 0 } else { object::btf(a.btf_fd)?.id },
+        btf_key_type_id: a.btf_key_type_id,
+        btf_value_type_id: a.btf_value_type_id,
+    };
+    let (memfd, map) = Map::create(&def, possible_cpus())?;
+    let handle = Arc::new(MapHandle::new(map));
+    let id = object::next_id();
+    let own = fds::hidden(&memfd)?;
+    let (fd, events) = match a.map_type {
+        BPF_MAP_TYPE_RINGBUF => {
+            let (tool, ours) = fds::event_pair()?;
+            let events = Events { ours, tool: fds::hidden(&tool)?, signalled: AtomicBool::new(false) };
+            (tool, Some(events))
+        }
+        _ => (memfd, None),
+    };
+    let map = Arc::new(MapObject { id, handle, memfd: own, events, slots: Mutex::new(BTreeMap::new()) });
+    if map.events.is_some() {
+        wait::register(wait::Ring::Map(Arc::downgrade(&map)));
+    }
+    object::insert(&fd, Object::Map(map))?;
+    Ok(fds::give(fd))
+}
+
+/// The kernel refuses BTF for maps whose type has no use for it with ENOTSUPP; libbpf and bcc then go without.
+fn check_btf(a: &MapCreate) -> Result<(), Errno> {
+    object::btf(a.btf_fd).map_err(|_| Errno::BADF)?;
+    match a.map_type {
+        BPF_MAP_TYPE_PERF_EVENT_ARRAY => Err(ENOTSUPP),
+        _ => Ok(()),
+    }
+}
+
+fn elem(attr: &Attr) -> Result<(MapElem, Arc<MapObject>), Errno> {
+    let a: MapElem = attr.get();
+    Ok((a, object::map(a.map_fd)?))
+}
+
+fn key(map: &MapObject, addr: u64) -> Result<Vec<u8>, Errno> {
+    user::read(addr, map.def().key_size as usize)
+}
+
+/// BPF_MAP_LOOKUP_ELEM.
+pub fn lookup(attr: &Attr) -> Result<i64, Errno> {
+    let (a, map) = elem(attr)?;
+    let key = key(&map, a.key)?;
+    let mut value = vec![0; map.handle.map.value_size_user()];
+    map.handle.map.sys_lookup(&key, &mut value, a.flags)?;
+    user::write(a.value, &value)?;
+    Ok(0)
+}
+
+/// BPF_MAP_LOOKUP_AND_DELETE_ELEM.
+pub fn lookup_and_delete(attr: &Attr) -> Result<i64, Errno> {
+    let (a, map) = elem(attr)?;
+    let key = key(&map, a.key)?;
+    let mut value = vec![0; map.handle.map.value_size_user()];
+    map.handle.map.sys_lookup_and_delete(&key, &mut value, a.flags)?;
+    user::write(a.value, &value)?;
+    Ok(0)
+}
+
+/// BPF_MAP_UPDATE_ELEM.
+pub fn update(attr: &Attr) -> Result<i64, Errno> {
+    let (a, map) = elem(attr)?;
+    let key = key(&map, a.key)?;
+    let value = user::read(a.value, map.handle.map.value_size_user())?;
+    if map.handle.map.perf_event_array().is_some() {
+        return store_event(&map, &key, &value, a.flags);
+    }
+    map.handle.map.sys_update(&key, &value, a.flags)?;
+    Ok(0)
+}
+
+/// A perf event's descriptor into a PERF_EVENT_ARRAY.
+fn store_event(map: &Arc<MapObject>, key: &[u8], value: &[u8], flags: u64) -> Result<i64, Errno> {
+    let array = map.handle.map.perf_event_array().ok_or(Errno::INVAL)?;
+    let index = array.check_update(key, flags)?;
+    let event = object::perf(word(value)?).map_err(|e| if e == Errno::BADF { e } else { Errno::INVAL })?;
+    let ring = event.ring.get().map(|(fd, _)| bpftime_shm::PerfRing::open(rustix::fd::AsFd::as_fd(fd))).transpose()?;
+    set_slot(map, index, ring);
+    map.slots.lock().unwrap_or_else(PoisonError::into_inner).insert(index, event.clone());
+    broker::perf_slot(map, index, Some(&event))?;
+    Ok(0)
+}
+
+fn set_slot(map: &MapObject, index: u32, ring: Option<bpftime_shm::PerfRing>) {
+    if let Some(array) = map.handle.map.perf_event_array() {
+        // A program that runs in the tool may hold the old ring; it is small and rare, so it stays mapped.
+        std::mem::forget(array.set_slot(index, ring));
+    }
+}
+
+fn word(bytes: &[u8]) -> Result<u32, Errno> {
+    bytes.first_chunk().map(|b| u32::from_ne_bytes(*b)).ok_or(Errno::INVAL)
+}
+
+/// BPF_MAP_DELETE_ELEM.
+pub fn delete(attr: &Attr) -> Result<i64, Errno> {
+    let (a, map) = elem(attr)?;
+    let key = key(&map, a.key)?;
+    if map.handle.map.perf_event_array().is_some() {
+        let index = word(&key)?;
+        if index >= map.def().max_entries {
+            return Err(Errno::TOOBIG);
+        }
+        let old = map.slots.lock().unwrap_or_else(PoisonError::into_inner).remove(&index);
+        old.ok_or(Errno::NOENT)?;
+        set_slot(&map, index, None);
+        broker::perf_slot(&map, index, None)?;
+        return Ok(0);
+    }
+    map.handle.map.sys_delete(&key)?;
+    Ok(0)
+}
+
+/// BPF_MAP_GET_NEXT_KEY.
+pub fn next_key(attr: &Attr) -> Result<i64, Errno> {
+    let (a, map) = elem(attr)?;
+    let key = if a.key == 0 { None } else { Some(key(&map, a.key)?) };
+    let mut next = vec![0; map.def().key_size as usize];
+    map.handle.map.sys_next_key(key.as_deref(), &mut next)?;
+    user::write(a.value, &next)?;
+    Ok(0)
+}
+
+/// BPF_MAP_FREEZE.
+pub fn freeze(attr: &Attr) -> Result<i64, Errno> {
+    let a: OneFd = attr.get();
+    object::map(a.fd)?.handle.map.freeze()?;
+    Ok(0)
+}

@@ -1,0 +1,111 @@
+//! bpf(2): one row per command.
+
+pub mod btf;
+pub mod info;
+pub mod link;
+pub mod log;
+pub mod map;
+pub mod prog;
+
+use crate::{tool, user};
+use bpftime_abi::attr::ATTR_MAX;
+use bpftime_abi::cmd::{self, nr};
+use rustix::io::Errno;
+use zerocopy::{FromBytes, Immutable, KnownLayout};
+
+/// The tool's `union bpf_attr`, copied and zero-extended, and where it came from for results.
+pub struct Attr {
+    bytes: [u8; ATTR_MAX],
+    /// Address in the tool.
+    pub addr: u64,
+    /// Size the tool gave.
+    pub size: u32,
+}
+
+impl Attr {
+    /// The attribute as the struct of a command.
+    pub fn get<T: FromBytes + Immutable + KnownLayout + Copy>(&self) -> T {
+        // Every attribute struct is at most ATTR_MAX long (asserted where they are declared).
+        T::read_from_prefix(&self.bytes).map(|(v, _)| v).unwrap_or_else(|_| unreachable!())
+    }
+
+    /// Stores a result field, if the tool's attribute is long enough to have it.
+    pub fn put(&self, offset: usize, value: &[u8]) -> Result<(), Errno> {
+        if offset + value.len() > self.size as usize {
+            return Ok(());
+        }
+        user::write(self.addr + offset as u64, value)
+    }
+}
+
+/// Errno 524, `ENOTSUPP`: the kernel lets it out of bpf(2).
+pub const ENOTSUPP: Errno = Errno::from_raw_os_error(524);
+
+type Command = fn(&Attr) -> Result<i64, Errno>;
+
+/// What answers a command. Commands without a row are refused as a kernel without them would: EINVAL.
+const COMMANDS: &[(u32, Command)] = &[
+    (nr::BPF_MAP_CREATE, map::create),
+    (nr::BPF_MAP_LOOKUP_ELEM, map::lookup),
+    (nr::BPF_MAP_UPDATE_ELEM, map::update),
+    (nr::BPF_MAP_DELETE_ELEM, map::delete),
+    (nr::BPF_MAP_GET_NEXT_KEY, map::next_key),
+    (nr::BPF_MAP_LOOKUP_AND_DELETE_ELEM, map::lookup_and_delete),
+    (nr::BPF_MAP_FREEZE, map::freeze),
+    (nr::BPF_PROG_LOAD, prog::load),
+    (nr::BPF_PROG_TEST_RUN, prog::test_run),
+    (nr::BPF_LINK_CREATE, link::create),
+    (nr::BPF_LINK_DETACH, link::detach),
+    (nr::BPF_LINK_UPDATE, link::update),
+    (nr::BPF_RAW_TRACEPOINT_OPEN, link::raw_tracepoint),
+    (nr::BPF_OBJ_GET_INFO_BY_FD, info::by_fd),
+    (nr::BPF_BTF_LOAD, btf::load),
+    (nr::BPF_PROG_GET_NEXT_ID, info::next_prog),
+    (nr::BPF_MAP_GET_NEXT_ID, info::next_map),
+    (nr::BPF_LINK_GET_NEXT_ID, info::next_link),
+    (nr::BPF_BTF_GET_NEXT_ID, info::next_btf),
+    (nr::BPF_BTF_GET_FD_BY_ID, info::btf_fd),
+];
+
+/// The system call.
+pub fn bpf(nr: u32, addr: u64, size: u32) -> Result<i64, Errno> {
+    tool::become_tool();
+    let attr = copy_attr(addr, size)?;
+    let row = COMMANDS.iter().find(|(n, _)| *n == nr).ok_or(Errno::INVAL)?;
+    check_tail(nr, &attr)?;
+    let r = row.1(&attr);
+    tracing::debug!(cmd = name(nr), size, result = ?r, "bpf");
+    r
+}
+
+fn name(nr: u32) -> &'static str {
+    cmd::NAMES.iter().find(|(n, _)| *n == nr).map_or("?", |(_, s)| s)
+}
+
+/// Copies the attribute; bytes beyond what we know must be zero, as a newer tool's unused fields are.
+fn copy_attr(addr: u64, size: u32) -> Result<Attr, Errno> {
+    if size as usize > 4096 {
+        return Err(Errno::TOOBIG);
+    }
+    let mut bytes = [0; ATTR_MAX];
+    let all = user::read(addr, size as usize)?;
+    let known = all.len().min(ATTR_MAX);
+    if all[known..].iter().any(|b| *b != 0) {
+        return Err(Errno::TOOBIG);
+    }
+    bytes[..known].copy_from_slice(&all[..known]);
+    Ok(Attr { bytes, addr, size })
+}
+
+/// The kernel's CHECK_ATTR: bytes behind a command's last field must be zero.
+fn check_tail(nr: u32, attr: &Attr) -> Result<(), Errno> {
+    let end = cmd::last_field_end(nr).unwrap_or(ATTR_MAX);
+    if attr.bytes[end..].iter().any(|b| *b != 0) { Err(Errno::INVAL) } else { Ok(()) }
+}
+
+/// Object names: letters, digits, `_` and `.`, terminated and zero padded (`bpf_obj_name_cpy`).
+pub fn check_name(name: &[u8; 16]) -> Result<(), Errno> {
+    let len = name.iter().position(|b| *b == 0).ok_or(Errno::INVAL)?;
+    let allowed = |b: &u8| b.is_ascii_alphanumeric() || *b == b'_' || *b == b'.';
+    if name[..len].iter().all(allowed) && name[len..].iter().all(|b| *b == 0) { Ok(()) } else { Err(Errno::INVAL) }
+}

@@ -1,0 +1,195 @@
+//! BPF_PROG_LOAD and BPF_PROG_TEST_RUN.
+
+use super::log::Log;
+use super::map::possible_cpus;
+use super::{Attr, ENOTSUPP, check_name};
+use crate::object::{self, MapObject, Object, ProgObject};
+use crate::{broker, fds, user};
+use bpftime_abi::attr::{ProgLoad, TestRun};
+use bpftime_abi::{helper, prog_type};
+use bpftime_shm::session::sealed;
+use bpftime_shm::session::wire::ProgSpec;
+use bpftime_vm::decode::Class;
+use bpftime_vm::{Insn, LoadEnv, MapIdx};
+use rustix::io::Errno;
+use std::sync::{Arc, OnceLock};
+use zerocopy::FromBytes;
+
+/// `BPF_COMPLEXITY_LIMIT_INSNS`.
+const INSNS_MAX: u32 = 1_000_000;
+/// Flags that a program may be loaded with (`BPF_F_STRICT_ALIGNMENT` to `BPF_F_XDP_DEV_BOUND_ONLY`).
+const PROG_FLAGS: u32 = 0xff;
+
+/// BPF_PROG_LOAD.
+pub fn load(attr: &Attr) -> Result<i64, Errno> {
+    let a: ProgLoad = attr.get();
+    check(&a)?;
+    let gpl = is_gpl(&user::read_str(a.license, 128)?);
+    let insns = read_insns(&a)?;
+    let mut log = Log::new(&a)?;
+    let mut maps = UsedMaps { fd_array: a.fd_array, list: Vec::new(), failed: None };
+    let built = build(&insns, &mut maps, &mut log);
+    log.finish(insns.len());
+    let stored = log.store();
+    // The verdict comes before the state of the log buffer, as in the kernel.
+    let image = built?;
+    stored?;
+    let btf = if a.prog_btf_fd != 0 && a.func_info_cnt != 0 { object::btf(a.prog_btf_fd)?.id } else { 0 };
+    finish(&a, &insns, image, maps.list, gpl, btf)
+}
+
+fn check(a: &ProgLoad) -> Result<(), Errno> {
+    if a.prog_flags & !PROG_FLAGS != 0 || a.prog_type == 0 || a.prog_type > prog_type::PROG_TYPE_MAX {
+        return Err(Errno::INVAL);
+    }
+    check_name(&a.prog_name)?;
+    if a.insn_cnt == 0 || a.insn_cnt > INSNS_MAX {
+        return Err(Errno::TOOBIG);
+    }
+    Ok(())
+}
+
+fn is_gpl(license: &[u8]) -> bool {
+    let compatible: [&[u8]; 6] =
+        [b"GPL", b"GPL v2", b"GPL and additional rights", b"Dual BSD/GPL", b"Dual MIT/GPL", b"Dual MPL/GPL"];
+    compatible.contains(&license)
+}
+
+fn read_insns(a: &ProgLoad) -> Result<Vec<Insn>, Errno> {
+    let bytes = user::read(a.insns, a.insn_cnt as usize * size_of::<Insn>())?;
+    Ok(bytes.chunks_exact(size_of::<Insn>()).filter_map(|c| Insn::read_from_bytes(c).ok()).collect())
+}
+
+/// Checks and compiles. The reason of a refusal is the last line before the statistics.
+fn build(insns: &[Insn], maps: &mut UsedMaps, log: &mut Log) -> Result<Vec<u8>, Errno> {
+    let program = match bpftime_vm::decode(insns, maps) {
+        Ok(p) => p,
+        Err(e) => {
+            tracing::debug!(reason = %e, "program refused");
+            log.line(&e.to_string());
+            return Err(maps.failed.unwrap_or_else(|| errno_of(&e)));
+        }
+    };
+    match bpftime_vm::jit::compile(&program, &bpftime_vm::jit::Options::default()) {
+        Ok(image) => Ok(image.to_bytes()),
+        Err(e) => {
+            tracing::error!(reason = %e, "program does not compile");
+            log.line(&format!("compiler: {e}"));
+            Err(ENOTSUPP)
+        }
+    }
+}
+
+fn errno_of(e: &bpftime_vm::LoadError) -> Errno {
+    match e.class() {
+        Class::Invalid => Errno::INVAL,
+        Class::Access => Errno::ACCESS,
+        Class::TooBig => Errno::TOOBIG,
+        Class::BadFd => Errno::BADF,
+    }
+}
+
+fn finish(
+    a: &ProgLoad,
+    insns: &[Insn],
+    image: Vec<u8>,
+    maps: Vec<Arc<MapObject>>,
+    gpl: bool,
+    btf: u32,
+) -> Result<i64, Errno> {
+    let fd = sealed::create("bpftime-prog", &image)?;
+    let name = a.prog_name.iter().take_while(|b| **b != 0).copied().collect();
+    let spec = ProgSpec {
+        prog: object::next_id(),
+        prog_type: a.prog_type,
+        name,
+        maps: maps.iter().map(|m| m.id).collect(),
+    };
+    let prog = ProgObject {
+        spec,
+        maps,
+        image: fds::hidden(&fd)?,
+        // The kernel's tag is a SHA; nothing but equality is read from it.
+        tag: bpftime_vm::isa::bytecode_hash(insns).to_be_bytes(),
+        load_time: bpftime_agent::run::clock::boottime(),
+        insn_cnt: insns.len() as u32,
+        gpl,
+        btf,
+        linked: OnceLock::new(),
+    };
+    object::insert(&fd, Object::Prog(Arc::new(prog)))?;
+    Ok(fds::give(fd))
+}
+
+/// The maps a program names, in the order it names them.
+struct UsedMaps {
+    fd_array: u64,
+    list: Vec<Arc<MapObject>>,
+    /// The errno of a descriptor that is no map, which the kernel passes on as it is.
+    failed: Option<Errno>,
+}
+
+impl UsedMaps {
+    fn add(&mut self, found: Result<Arc<MapObject>, Errno>) -> Option<MapIdx> {
+        match found {
+            Err(errno) => {
+                self.failed = Some(errno);
+                None
+            }
+            Ok(map) => {
+                let at = self.list.iter().position(|m| m.id == map.id).unwrap_or_else(|| {
+                    self.list.push(map);
+                    self.list.len() - 1
+                });
+                Some(MapIdx(at as u32))
+            }
+        }
+    }
+}
+
+impl LoadEnv for UsedMaps {
+    fn map_by_fd(&mut self, fd: i32) -> Option<MapIdx> {
+        self.add(object::map(fd as u32))
+    }
+    fn map_by_index(&mut self, idx: i32) -> Option<MapIdx> {
+        let addr = (self.fd_array != 0).then(|| self.fd_array.wrapping_add(idx as u64 * 4));
+        let fd = addr.ok_or(Errno::PROTO).and_then(user::read_value::<u32>);
+        self.add(fd.and_then(object::map))
+    }
+    fn map_value_len(&self, map: MapIdx) -> Option<u32> {
+        let map = self.list.get(map.0 as usize)?;
+        map.handle.map.value_base().map(|_| map.def().value_size)
+    }
+    fn helper_exists(&self, id: u32) -> bool {
+        helper::exists(id)
+    }
+}
+
+/// BPF_PROG_TEST_RUN: bpftrace's BEGIN and END run this way, in the tool.
+pub fn test_run(attr: &Attr) -> Result<i64, Errno> {
+    let a: TestRun = attr.get();
+    let prog = object::prog(a.prog_fd)?;
+    match prog.spec.prog_type {
+        prog_type::BPF_PROG_TYPE_RAW_TRACEPOINT | prog_type::BPF_PROG_TYPE_SYSCALL => run_with_ctx(attr, &a, &prog),
+        _ => Err(ENOTSUPP),
+    }
+}
+
+/// `BPF_F_TEST_RUN_ON_CPU`.
+const RUN_ON_CPU: u32 = 1;
+
+fn run_with_ctx(attr: &Attr, a: &TestRun, prog: &ProgObject) -> Result<i64, Errno> {
+    let unused = a.data_in != 0 || a.data_out != 0 || a.ctx_out != 0 || a.duration != 0 || a.repeat != 0;
+    if unused || a.batch_size != 0 || a.flags & !RUN_ON_CPU != 0 || (a.flags == 0 && a.cpu != 0) {
+        return Err(Errno::INVAL);
+    }
+    if a.flags & RUN_ON_CPU != 0 && a.cpu >= possible_cpus() {
+        return Err(Errno::NXIO);
+    }
+    let mut ctx = user::read(a.ctx_in, a.ctx_size_in as usize)?;
+    let program = prog.link_here().ok_or(Errno::NOMEM)?;
+    let session = broker::session()?;
+    let ret = bpftime_agent::run::enter::run_here(&program, &session, ctx.as_mut_ptr(), 0).ok_or(Errno::AGAIN)?;
+    attr.put(std::mem::offset_of!(TestRun, retval), &(ret as u32).to_ne_bytes())?;
+    Ok(0)
+}

@@ -1,0 +1,75 @@
+//! Descriptors: ours beside the tool's, and which numbers of the tool's are ours.
+
+use rustix::fd::{AsFd, AsRawFd, BorrowedFd, IntoRawFd, OwnedFd, RawFd};
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// Our own descriptors are moved up here, away from the numbers a tool counts on (0, 1, 2, "the next is 3").
+const HIDDEN_FROM: RawFd = 700;
+
+/// A second descriptor for the same file, out of the tool's way where the limit allows.
+pub fn hidden(fd: impl AsFd) -> Result<OwnedFd, Errno> {
+    rustix::io::fcntl_dupfd_cloexec(&fd, HIDDEN_FROM).or_else(|_| rustix::io::fcntl_dupfd_cloexec(&fd, 3))
+}
+
+/// What identifies an open file whatever number it has: device and inode.
+pub type FileId = (u64, u64);
+
+/// The identity of the file behind `fd`.
+pub fn identity(fd: BorrowedFd) -> Result<FileId, Errno> {
+    let st = rustix::fs::fstat(fd)?;
+    Ok((st.st_dev, st.st_ino))
+}
+
+/// A pair of connected descriptors: the tool waits on the first and its closing is seen at the second.
+pub fn event_pair() -> Result<(OwnedFd, OwnedFd), Errno> {
+    let (tool, ours) =
+        rustix::net::socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+    let ours = hidden(&ours)?;
+    Ok((tool, ours))
+}
+
+/// Makes the other end readable. Full is as good as sent.
+pub fn signal(ours: &OwnedFd) {
+    let _ = rustix::net::send(ours, b"!", SendFlags::NOSIGNAL | SendFlags::DONTWAIT);
+}
+
+/// Takes what [`signal`] sent back off, from our end's peer being unknown: sends are few, so one read is enough.
+pub fn drain(tool: BorrowedFd) {
+    let mut buf = [0u8; 64];
+    let _ = rustix::net::recv(tool, &mut buf, RecvFlags::DONTWAIT);
+}
+
+/// Numbers that were handed to the tool as objects whose closing must be looked at.
+static WATCHED: [AtomicU64; 1024] = [const { AtomicU64::new(0) }; 1024];
+
+/// Hands `fd` to the tool, with or without close-on-exec.
+pub fn give(fd: OwnedFd) -> i64 {
+    fd.into_raw_fd() as i64
+}
+
+/// Remembers that closing this number detaches something.
+pub fn watch(fd: &OwnedFd) {
+    let n = fd.as_raw_fd() as usize;
+    if let Some(word) = WATCHED.get(n / 64) {
+        word.fetch_or(1 << (n % 64), Ordering::Relaxed);
+    }
+}
+
+/// Whether closing number `fd` detaches something; forgets it.
+pub fn unwatch(fd: RawFd) -> bool {
+    let n = fd as usize;
+    let Some(word) = WATCHED.get(n / 64).filter(|_| fd >= 0) else { return false };
+    let bit = 1 << (n % 64);
+    word.load(Ordering::Relaxed) & bit != 0 && word.fetch_and(!bit, Ordering::Relaxed) & bit != 0
+}
+
+/// Borrows a number the tool gave; `EBADF` when it is not open.
+pub fn borrow(fd: RawFd) -> Result<BorrowedFd<'static>, Errno> {
+    if fd < 0 {
+        return Err(Errno::BADF);
+    }
+    // SAFETY: only used for the duration of one call of the tool, which vouches for the number.
+    Ok(unsafe { BorrowedFd::borrow_raw(fd) })
+}

@@ -1,0 +1,233 @@
+//! The tool's BPF objects, found by the identity of their file and not by number: a dup, or a descriptor that came
+//! back over a socket, is the same object.
+
+use crate::fds::{self, FileId};
+use bpftime_agent::run::MapHandle;
+use bpftime_agent::run::image::Program;
+use bpftime_shm::session::wire::ProgSpec;
+use bpftime_shm::{MapDef, PerfRing};
+use rustix::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
+use rustix::io::Errno;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+
+/// A map.
+pub struct MapObject {
+    /// Id, unique in this tool.
+    pub id: u32,
+    /// The map, shared with programs that run in the tool.
+    pub handle: Arc<MapHandle>,
+    /// Our own descriptor of the memfd.
+    pub memfd: OwnedFd,
+    /// For maps that are waited on (ring buffers): the tool's end is the map's descriptor.
+    pub events: Option<Events>,
+    /// Perf events stored in a PERF_EVENT_ARRAY.
+    pub slots: Mutex<BTreeMap<u32, Arc<PerfObject>>>,
+}
+
+impl MapObject {
+    /// Attributes at creation.
+    pub fn def(&self) -> &MapDef {
+        self.handle.map.def()
+    }
+}
+
+/// The waitable side of a ring.
+pub struct Events {
+    /// Our end; writing makes the tool's end readable.
+    pub ours: OwnedFd,
+    /// A duplicate of the tool's end, to take signals back; weak in spirit: its existence keeps nothing attached.
+    pub tool: OwnedFd,
+    /// Whether the tool's end is readable by our doing.
+    pub signalled: AtomicBool,
+}
+
+/// A loaded program.
+pub struct ProgObject {
+    /// Id, type, name and map ids.
+    pub spec: ProgSpec,
+    /// Maps in the order of the image's indices.
+    pub maps: Vec<Arc<MapObject>>,
+    /// Our own descriptor of the sealed image.
+    pub image: OwnedFd,
+    /// First eight bytes of the hash of its instructions.
+    pub tag: [u8; 8],
+    /// Nanoseconds since boot at load.
+    pub load_time: u64,
+    /// Number of instructions, as loaded.
+    pub insn_cnt: u32,
+    /// Whether the licence is GPL compatible.
+    pub gpl: bool,
+    /// Id of its BTF, 0 for none.
+    pub btf: u32,
+    /// Linked into the tool, for programs that run here.
+    pub linked: OnceLock<Option<Arc<Program>>>,
+}
+
+impl ProgObject {
+    /// The program linked into the tool itself.
+    pub fn link_here(&self) -> Option<Arc<Program>> {
+        self.linked
+            .get_or_init(|| {
+                let bytes = bpftime_shm::session::sealed::read(self.image.as_fd()).ok()?;
+                let maps = self.maps.iter().map(|m| m.handle.clone()).collect();
+                Program::link(&bytes, maps).ok().map(Arc::new)
+            })
+            .clone()
+    }
+}
+
+/// What a perf event watches.
+#[derive(Clone, Debug)]
+pub enum PerfKind {
+    /// A function of a file.
+    Uprobe {
+        /// Path as the tool gave it.
+        path: Vec<u8>,
+        /// Device and inode.
+        file: FileId,
+        /// Offset in the file.
+        offset: u64,
+        /// Return probe.
+        ret: bool,
+        /// File offset of the USDT semaphore.
+        ref_ctr_offset: u64,
+    },
+    /// The output buffer of programs.
+    BpfOutput,
+    /// CPU_CLOCK with a fixed period: `interval` of bpftrace.
+    Clock {
+        /// Nanoseconds.
+        period: u64,
+    },
+}
+
+/// A perf event.
+pub struct PerfObject {
+    /// Id for PERF_EVENT_IOC_ID.
+    pub id: u64,
+    /// What it watches.
+    pub kind: PerfKind,
+    /// Only this process, or -1.
+    pub pid: i32,
+    /// The CPU it was opened on; 0 for any.
+    pub cpu: u32,
+    /// Events per wakeup.
+    pub wakeup_events: u32,
+    /// Our end of the event's socket pair, until the broker watches it.
+    pub liveness: Mutex<Option<OwnedFd>>,
+    /// Waitable side, for BPF_OUTPUT.
+    pub events: Option<Events>,
+    /// The mmap'ed ring, for BPF_OUTPUT.
+    pub ring: OnceLock<(OwnedFd, PerfRing)>,
+    /// Program and state.
+    pub state: Mutex<PerfState>,
+}
+
+/// The changing part of a perf event.
+#[derive(Default)]
+pub struct PerfState {
+    /// PERF_EVENT_IOC_ENABLE was called (or the event was opened enabled).
+    pub enabled: bool,
+    /// The program, by PERF_EVENT_IOC_SET_BPF or a link.
+    pub prog: Option<Arc<ProgObject>>,
+    /// The link's cookie.
+    pub cookie: u64,
+    /// Id of the link the broker knows, while attached.
+    pub attached: Option<u32>,
+    /// The timer thread runs.
+    pub ticking: bool,
+}
+
+/// A BPF link.
+pub struct LinkObject {
+    /// Id, unique in this tool.
+    pub id: u32,
+    /// `BPF_LINK_TYPE_*`.
+    pub link_type: u32,
+    /// Its program.
+    pub prog: Arc<ProgObject>,
+    /// The perf event it holds.
+    pub event: Option<Arc<PerfObject>>,
+}
+
+/// BTF data.
+pub struct BtfObject {
+    /// Id, unique in this tool.
+    pub id: u32,
+    /// The blob.
+    pub data: Vec<u8>,
+    /// Our own descriptor.
+    pub memfd: OwnedFd,
+}
+
+/// Any object.
+#[derive(Clone)]
+pub enum Object {
+    /// A map.
+    Map(Arc<MapObject>),
+    /// A program.
+    Prog(Arc<ProgObject>),
+    /// A perf event.
+    Perf(Arc<PerfObject>),
+    /// A link.
+    Link(Arc<LinkObject>),
+    /// BTF.
+    Btf(Arc<BtfObject>),
+}
+
+static TABLE: OnceLock<Mutex<HashMap<FileId, Object>>> = OnceLock::new();
+
+fn table() -> MutexGuard<'static, HashMap<FileId, Object>> {
+    TABLE.get_or_init(Mutex::default).lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A fresh id, for maps, programs, links and BTF alike.
+pub fn next_id() -> u32 {
+    static NEXT: AtomicU32 = AtomicU32::new(1);
+    NEXT.fetch_add(1, Ordering::Relaxed)
+}
+
+/// Enters an object under the file behind `fd`.
+pub fn insert(fd: impl AsFd, object: Object) -> Result<(), Errno> {
+    table().insert(fds::identity(fd.as_fd())?, object);
+    Ok(())
+}
+
+/// Whether the tool has any object yet.
+pub fn any() -> bool {
+    TABLE.get().is_some()
+}
+
+/// The object behind a number the tool gave. `EBADF` for a closed number, `EINVAL` for a file that is no object.
+pub fn find(fd: RawFd) -> Result<Object, Errno> {
+    find_borrowed(fds::borrow(fd)?)
+}
+
+fn find_borrowed(fd: BorrowedFd) -> Result<Object, Errno> {
+    let id = fds::identity(fd).map_err(|_| Errno::BADF)?;
+    table().get(&id).cloned().ok_or(Errno::INVAL)
+}
+
+macro_rules! finder {
+    ($name:ident, $variant:ident, $ty:ty) => {
+        /// The object of this kind behind `fd`; `EINVAL` for another kind.
+        pub fn $name(fd: u32) -> Result<Arc<$ty>, Errno> {
+            match find(fd as RawFd)? {
+                Object::$variant(o) => Ok(o),
+                _ => Err(Errno::INVAL),
+            }
+        }
+    };
+}
+finder!(map, Map, MapObject);
+finder!(prog, Prog, ProgObject);
+finder!(perf, Perf, PerfObject);
+finder!(link, Link, LinkObject);
+finder!(btf, Btf, BtfObject);
+
+/// All objects, for id lookups and listings.
+pub fn all() -> Vec<Object> {
+    table().values().cloned().collect()
+}

@@ -1,0 +1,119 @@
+//! perf_event_open(2) and the ioctls of perf events.
+
+pub mod mmap;
+mod open;
+mod timer;
+
+pub use open::open;
+
+use crate::cmd::link::takes_program;
+use crate::object::{self, Object, PerfKind, PerfObject, ProgObject};
+use crate::{broker, user};
+use bpftime_abi::perf;
+use bpftime_abi::prog_type::{BPF_PROG_TYPE_KPROBE, BPF_PROG_TYPE_PERF_EVENT};
+use bpftime_shm::session::wire::{LinkSpec, Point};
+use rustix::fd::OwnedFd;
+use rustix::io::Errno;
+use std::sync::{Arc, PoisonError};
+
+/// ioctl(2) on one of our perf events; None for any other file.
+pub fn ioctl(fd: i32, request: u64, arg: usize) -> Option<Result<i64, Errno>> {
+    match object::find(fd) {
+        Ok(Object::Perf(event)) => Some(event_ioctl(&event, request, arg)),
+        _ => None,
+    }
+}
+
+fn event_ioctl(event: &Arc<PerfObject>, request: u64, arg: usize) -> Result<i64, Errno> {
+    let r = match request {
+        perf::IOC_ENABLE => set_enabled(event, true),
+        perf::IOC_DISABLE => set_enabled(event, false),
+        perf::IOC_SET_BPF => {
+            let prog = object::prog(arg as u32)?;
+            let watch = event.liveness.lock().unwrap_or_else(PoisonError::into_inner).take();
+            set_program(event, &prog, 0, watch)
+        }
+        perf::IOC_ID => user::write_value(arg as u64, &event.id),
+        perf::IOC_RESET | perf::IOC_REFRESH | perf::IOC_PERIOD | perf::IOC_SET_OUTPUT => Ok(()),
+        _ => Err(Errno::NOTTY),
+    };
+    tracing::debug!(event = event.id, request, result = ?r, "ioctl");
+    r.map(|()| 0)
+}
+
+/// Gives the event its program. `watch` is our end of what must stay open for it to run.
+pub fn set_program(
+    event: &Arc<PerfObject>,
+    prog: &Arc<ProgObject>,
+    cookie: u64,
+    watch: Option<OwnedFd>,
+) -> Result<(), Errno> {
+    takes_program(&event.kind)?;
+    let wanted = match event.kind {
+        PerfKind::Uprobe { .. } => BPF_PROG_TYPE_KPROBE,
+        _ => BPF_PROG_TYPE_PERF_EVENT,
+    };
+    if prog.spec.prog_type != wanted {
+        return Err(Errno::INVAL);
+    }
+    let mut state = event.state.lock().unwrap_or_else(PoisonError::into_inner);
+    if state.prog.is_some() {
+        return Err(Errno::EXIST);
+    }
+    state.prog = Some(prog.clone());
+    state.cookie = cookie;
+    drop(state);
+    *event.liveness.lock().unwrap_or_else(PoisonError::into_inner) = watch;
+    apply(event)
+}
+
+fn set_enabled(event: &Arc<PerfObject>, on: bool) -> Result<(), Errno> {
+    event.state.lock().unwrap_or_else(PoisonError::into_inner).enabled = on;
+    apply(event)
+}
+
+/// Makes what runs be what the event's state says.
+fn apply(event: &Arc<PerfObject>) -> Result<(), Errno> {
+    match &event.kind {
+        PerfKind::Uprobe { .. } => apply_uprobe(event),
+        PerfKind::Clock { period } => {
+            timer::start(event, *period);
+            Ok(())
+        }
+        PerfKind::BpfOutput => Ok(()),
+    }
+}
+
+fn apply_uprobe(event: &Arc<PerfObject>) -> Result<(), Errno> {
+    let mut state = event.state.lock().unwrap_or_else(PoisonError::into_inner);
+    match (state.enabled, state.prog.clone(), state.attached) {
+        (true, Some(prog), None) => {
+            let link = object::next_id();
+            let watch = event.liveness.lock().unwrap_or_else(PoisonError::into_inner);
+            let copy = watch.as_ref().map(crate::fds::hidden).transpose()?;
+            broker::attach(spec_of(event, link, &prog, state.cookie)?, &prog, copy)?;
+            drop(watch);
+            state.attached = Some(link);
+        }
+        (false, _, Some(link)) => {
+            broker::detach(link)?;
+            state.attached = None;
+        }
+        _ => {}
+    }
+    Ok(())
+}
+
+fn spec_of(event: &PerfObject, link: u32, prog: &ProgObject, cookie: u64) -> Result<LinkSpec, Errno> {
+    let PerfKind::Uprobe { path, file, offset, ret, ref_ctr_offset } = &event.kind else { return Err(Errno::INVAL) };
+    Ok(LinkSpec {
+        link,
+        prog: prog.spec.prog,
+        ret: *ret,
+        pid: event.pid,
+        dev: file.0,
+        ino: file.1,
+        path: path.clone(),
+        points: vec![Point { offset: *offset, ref_ctr_offset: *ref_ctr_offset, cookie }],
+    })
+}

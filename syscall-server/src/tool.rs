@@ -1,0 +1,114 @@
+//! What kind of process this is. The library is also loaded by the shell that starts the tool and by what the tool
+//! starts; only the tool itself may be told that it is root, and its children get the agent instead of this library.
+
+use bpftime_abi::config;
+use std::ffi::{CString, OsStr, OsString};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::sync::Once;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// Programs that ask geteuid() before they try anything, by the name of their executable.
+const DEMAND_ROOT: &[&str] = &["bpftrace", "bpftrace-aotrt"];
+
+static FAKE_ROOT: AtomicBool = AtomicBool::new(false);
+static SECURE: AtomicBool = AtomicBool::new(false);
+
+/// Runs at load.
+pub fn init() {
+    if bpftime_agent::lifecycle::secure_execution() {
+        SECURE.store(true, Ordering::Relaxed);
+        return;
+    }
+    std::panic::set_hook(Box::new(|info| tracing::error!(%info, "internal error")));
+    let known = executable_name().is_some_and(|n| DEMAND_ROOT.iter().any(|d| n == OsStr::new(d)));
+    let fake = std::env::var_os(config::FAKE_ROOT).map_or(known, |v| v == "1");
+    FAKE_ROOT.store(fake, Ordering::Relaxed);
+    if known {
+        become_tool();
+    }
+}
+
+/// Set-user-id programs: everything passes through.
+pub fn is_inert() -> bool {
+    SECURE.load(Ordering::Relaxed)
+}
+
+/// Whether geteuid() answers 0.
+pub fn fakes_root() -> bool {
+    FAKE_ROOT.load(Ordering::Relaxed)
+}
+
+fn executable_name() -> Option<OsString> {
+    Some(std::fs::read_link("/proc/self/exe").ok()?.file_name()?.to_os_string())
+}
+
+/// From the first BPF call on this process is a tool: programs it starts are targets, so they get the agent.
+pub fn become_tool() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        start_log();
+        if let Some(value) = childrens_preload() {
+            set_env("LD_PRELOAD", &value);
+        }
+    });
+}
+
+fn set_env(name: &str, value: &OsStr) {
+    let (Ok(name), Ok(value)) = (CString::new(name), CString::new(value.as_bytes())) else { return };
+    // SAFETY: terminated strings. The C library's setenv, so that its execve and system() see it.
+    unsafe { libc::setenv(name.as_ptr(), value.as_ptr(), 1) };
+}
+
+/// LD_PRELOAD for children: the agent in this library's place, everything else as it was.
+fn childrens_preload() -> Option<OsString> {
+    let me = own_path()?;
+    let agent = agent_path(&me);
+    let old = std::env::var_os("LD_PRELOAD").unwrap_or_default();
+    let is_server = |p: &[u8]| Path::new(OsStr::from_bytes(p)).file_name() == me.file_name();
+    let is_agent = |p: &[u8]| OsStr::from_bytes(p).to_string_lossy().contains("libbpftime-agent");
+    let mut parts: Vec<&[u8]> = old
+        .as_bytes()
+        .split(|b| *b == b':' || *b == b' ')
+        .filter(|p| !p.is_empty() && !is_server(p))
+        .collect();
+    if let Some(agent) = agent.as_ref().filter(|_| !parts.iter().any(|p| is_agent(p))) {
+        parts.insert(0, agent.as_os_str().as_bytes());
+    }
+    Some(OsStr::from_bytes(&parts.join(&b':')).to_os_string())
+}
+
+/// Path of this library as the dynamic linker loaded it.
+fn own_path() -> Option<PathBuf> {
+    // SAFETY: Dl_info is plain data that dladdr fills; our own function is in our own library.
+    let info = unsafe {
+        let mut info: libc::Dl_info = std::mem::zeroed();
+        (libc::dladdr(own_path as *const _, &mut info) != 0).then_some(info)?
+    };
+    // SAFETY: dladdr returns a terminated string that lives as long as the library.
+    let name = unsafe { std::ffi::CStr::from_ptr(info.dli_fname) };
+    std::fs::canonicalize(OsStr::from_bytes(name.to_bytes())).ok()
+}
+
+fn agent_path(me: &Path) -> Option<PathBuf> {
+    let dir = std::env::var_os(config::LIB_DIR).map(PathBuf::from).or_else(|| Some(me.parent()?.to_path_buf()))?;
+    Some(dir.join("libbpftime-agent.so")).filter(|p| p.exists())
+}
+
+/// Whether the agent is preloaded beside this library, so that this process traces itself already.
+pub fn agent_is_loaded() -> bool {
+    // SAFETY: a terminated constant.
+    unsafe { !libc::dlsym(libc::RTLD_DEFAULT, c"bpftime_agent_start".as_ptr()).is_null() }
+}
+
+fn start_log() {
+    let Some(filter) = std::env::var_os(config::LOG).filter(|v| !v.is_empty()) else { return };
+    let filter = tracing_subscriber::EnvFilter::new(filter.to_string_lossy());
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false);
+    let file = std::env::var_os(config::LOG_FILE)
+        .and_then(|p| std::fs::OpenOptions::new().create(true).append(true).open(p).ok());
+    let _ = match file {
+        Some(f) => builder.with_writer(std::sync::Mutex::new(f)).try_init(),
+        None => builder.with_writer(std::io::stderr).try_init(),
+    };
+}

@@ -1,0 +1,90 @@
+//! Waiting on rings: makes the tool's descriptors readable while a ring has records, as the kernel's poll does.
+//!
+//! A ring's descriptor is one end of a socket pair. Before the tool waits ([`before_wait`]) every ring is armed, and its
+//! end is made readable at once if records are there already; a producer that writes into an armed ring wakes the
+//! waker thread, which makes the end readable. What was signalled is taken back at the next wait, so a ring that was
+//! drained is not readable, and one that was not still is: level-triggered, like the kernel's.
+
+use crate::fds;
+use crate::object::{Events, MapObject, PerfObject};
+use bpftime_agent::run::enter::Session as RunSession;
+use rustix::fd::AsFd;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::Duration;
+
+/// A ring with a waiting side.
+#[derive(Clone)]
+pub enum Ring {
+    /// A BPF_MAP_TYPE_RINGBUF map.
+    Map(Weak<MapObject>),
+    /// A BPF_OUTPUT perf event.
+    Perf(Weak<PerfObject>),
+}
+
+static RINGS: Mutex<Vec<Ring>> = Mutex::new(Vec::new());
+
+/// Has a ring looked after.
+pub fn register(ring: Ring) {
+    RINGS.lock().unwrap_or_else(PoisonError::into_inner).push(ring);
+}
+
+/// Calls `f` for every live ring: its events, how to arm it, whether it has data.
+fn each(f: impl Fn(&Events, &dyn Fn() -> bool, &dyn Fn())) {
+    let mut rings = RINGS.lock().unwrap_or_else(PoisonError::into_inner);
+    rings.retain(|ring| match ring {
+        Ring::Map(w) => w.upgrade().is_some_and(|m| {
+            if let (Some(events), Some(ring)) = (&m.events, m.handle.map.ringbuf()) {
+                f(events, &|| ring.has_data(), &|| ring.armed().arm());
+            }
+            true
+        }),
+        Ring::Perf(w) => w.upgrade().is_some_and(|p| {
+            if let (Some(events), Some((_, ring))) = (&p.events, p.ring.get()) {
+                f(events, &|| ring.has_data(), &|| ring.armed().arm());
+            }
+            true
+        }),
+    });
+}
+
+/// Called at the start of every wait of the tool.
+pub fn before_wait() {
+    each(|events, has_data, arm| {
+        // Armed before the look: a record written after the look finds the ring armed.
+        arm();
+        if has_data() {
+            raise(events);
+        } else if events.signalled.swap(false, Ordering::AcqRel) {
+            fds::drain(events.tool.as_fd());
+            if has_data() {
+                raise(events);
+            }
+        }
+    });
+}
+
+fn raise(events: &Events) {
+    if !events.signalled.swap(true, Ordering::AcqRel) {
+        fds::signal(&events.ours);
+    }
+}
+
+/// Starts the thread that turns producers' wakeups into readable descriptors.
+pub fn start_waker(session: Arc<RunSession>) {
+    let body = move || {
+        std::mem::forget(bpftime_agent::hook::Mute::new());
+        loop {
+            let seq = session.page.wake_seq();
+            each(|events, has_data, _| {
+                if has_data() {
+                    raise(events);
+                }
+            });
+            session.page.wait(seq, Duration::from_secs(3600));
+        }
+    };
+    if bpftime_agent::lifecycle::spawn_quiet("bpftime-waker", body).is_err() {
+        tracing::error!("no thread for wakeups: events are seen at the tool's own timeouts only");
+    }
+}
