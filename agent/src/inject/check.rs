@@ -164,7 +164,8 @@ fn ownership(who: &str, pid: i32, them: &Status, us: &Status) -> Option<Finding>
         let next = format!("run the command with that group, for example sg or newgrp {}", them.gids[1]);
         return permit(&format!("it runs with group {} and you with {}", them.gids[1], me.1), next);
     }
-    if them.cap_permitted & !us.cap_permitted != 0 {
+    // Capabilities count within one user namespace; we own those that our children make.
+    if same_user_namespace(pid) && them.cap_permitted & !us.cap_permitted != 0 {
         return permit("it has capabilities that you have not", "run the command as root".into());
     }
     // The kernel gives the files of a process that may not be dumped to root.
@@ -176,6 +177,11 @@ fn ownership(who: &str, pid: i32, them: &Status, us: &Status) -> Option<Finding>
         );
     }
     None
+}
+
+fn same_user_namespace(pid: i32) -> bool {
+    let of = |who: &str| fs::read_link(format!("/proc/{who}/ns/user")).ok();
+    of(&pid.to_string()).is_none_or(|theirs| of("self") == Some(theirs))
 }
 
 fn busy(who: &str, them: &Status) -> Option<Finding> {
