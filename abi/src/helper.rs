@@ -31,6 +31,7 @@ helpers! {
     25 perf_event_output;
     27 get_stackid;
     35 get_current_task;
+    37 current_task_under_cgroup;
     45 probe_read_str;
     67 get_stack;
     80 get_current_cgroup_id;

@@ -13,6 +13,7 @@ pub mod map_type;
 pub mod perf;
 pub mod prog_type;
 pub mod regs;
+pub mod syscall;
 
 /// Length of `BPF_OBJ_NAME_LEN`: object names, terminator included.
 pub const OBJ_NAME_LEN: usize = 16;

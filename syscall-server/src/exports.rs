@@ -86,7 +86,8 @@ pub unsafe extern "C" fn mmap64(
 /// `close(2)`: the detach. When it returns, no probe that it took off runs any more.
 #[unsafe(no_mangle)]
 pub extern "C" fn close(fd: c_int) -> c_int {
-    let watched = object::any() && fds::unwatch(fd);
+    // A thread of ours has a descriptor table of its own: the number means something else there.
+    let watched = object::any() && !bpftime_agent::hook::is_muted() && fds::unwatch(fd);
     let ret = real::close(fd);
     if watched {
         guard(cmd::link::settle, || ());
@@ -192,7 +193,7 @@ pub unsafe extern "C" fn pselect(
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn open(path: *const c_char, flags: c_int, mode: libc::mode_t) -> c_int {
     let fd = real::open(path, flags, mode);
-    if fd >= 0 || !object::any() || path.is_null() {
+    if fd >= 0 || !tool::is_tool() || path.is_null() {
         return fd;
     }
     // SAFETY: the C library has just read the string.
@@ -217,7 +218,7 @@ pub unsafe extern "C" fn open64(path: *const c_char, flags: c_int, mode: libc::m
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn fopen(path: *const c_char, mode: *const c_char) -> *mut c_void {
     let file = real::fopen(path, mode);
-    if !file.is_null() || !object::any() || path.is_null() || mode.is_null() {
+    if !file.is_null() || !tool::is_tool() || path.is_null() || mode.is_null() {
         return file;
     }
     // SAFETY: the C library has just read both strings.

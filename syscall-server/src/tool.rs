@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 const DEMAND_ROOT: &[&str] = &["bpftrace", "bpftrace-aotrt"];
 
 static FAKE_ROOT: AtomicBool = AtomicBool::new(false);
+static TOOL: AtomicBool = AtomicBool::new(false);
 static SECURE: AtomicBool = AtomicBool::new(false);
 
 /// Runs at load.
@@ -34,6 +35,11 @@ pub fn is_inert() -> bool {
     SECURE.load(Ordering::Relaxed)
 }
 
+/// Whether this process has shown to be a tool.
+pub fn is_tool() -> bool {
+    TOOL.load(Ordering::Relaxed)
+}
+
 /// Whether geteuid() answers 0.
 pub fn fakes_root() -> bool {
     FAKE_ROOT.load(Ordering::Relaxed)
@@ -47,6 +53,7 @@ fn executable_name() -> Option<OsString> {
 pub fn become_tool() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
+        TOOL.store(true, Ordering::Relaxed);
         start_log();
         if let Some(value) = childrens_preload() {
             set_env("LD_PRELOAD", &value);

@@ -45,7 +45,7 @@ pub fn run(dirs: Vec<PathBuf>, engine: impl FnOnce() -> Option<Engine>) {
 }
 
 fn prepare(dirs: Vec<PathBuf>, engine: impl FnOnce() -> Option<Engine>) -> bool {
-    crate::run::helpers::task::read_cgroup_id();
+    crate::run::helpers::task::read_cgroups();
     let mut state = lock();
     match state.as_mut() {
         // A forked child: the copy of the parent's state is consistent, only its connections are not ours.

@@ -4,7 +4,7 @@ use super::{Attr, ENOTSUPP, check_name};
 use crate::object::{self, Events, MapObject, Object};
 use crate::{broker, fds, user, wait};
 use bpftime_abi::attr::{MapCreate, MapElem, OneFd};
-use bpftime_abi::map_type::{BPF_MAP_TYPE_PERF_EVENT_ARRAY, BPF_MAP_TYPE_RINGBUF};
+use bpftime_abi::map_type::{BPF_MAP_TYPE_CGROUP_ARRAY, BPF_MAP_TYPE_PERF_EVENT_ARRAY, BPF_MAP_TYPE_RINGBUF};
 use bpftime_agent::run::MapHandle;
 use bpftime_shm::{Map, MapDef};
 use rustix::io::Errno;
@@ -110,7 +110,23 @@ pub fn update(attr: &Attr) -> Result<i64, Errno> {
     if map.handle.map.perf_event_array().is_some() {
         return store_event(&map, &key, &value, a.flags);
     }
+    if map.def().map_type == BPF_MAP_TYPE_CGROUP_ARRAY {
+        return store_cgroup(&map, &key, &value, a.flags);
+    }
     map.handle.map.sys_update(&key, &value, a.flags)?;
+    Ok(0)
+}
+
+/// A cgroup directory's descriptor into a CGROUP_ARRAY: its id is its inode number.
+fn store_cgroup(map: &MapObject, key: &[u8], value: &[u8], flags: u64) -> Result<i64, Errno> {
+    const CGROUP2_SUPER_MAGIC: i64 = 0x6367_7270;
+    let array = map.handle.map.fd_array().ok_or(Errno::INVAL)?;
+    let fd = fds::borrow(word(value)? as i32)?;
+    if rustix::fs::fstatfs(fd)?.f_type != CGROUP2_SUPER_MAGIC {
+        return Err(Errno::BADF);
+    }
+    let id = rustix::fs::fstat(fd)?.st_ino;
+    array.set_object(word(key)?, id as u32, flags)?;
     Ok(0)
 }
 

@@ -30,7 +30,7 @@ use ring::{
 };
 use stack::{get_stack, get_stackid};
 use task::{
-    get_attach_cookie, get_current_cgroup_id, get_current_comm, get_current_pid_tgid, get_current_task,
+    current_task_under_cgroup, get_attach_cookie, get_current_cgroup_id, get_current_comm, get_current_pid_tgid, get_current_task,
     get_current_uid_gid, get_func_ip, get_prandom_u32, get_smp_processor_id,
 };
 use time::{jiffies64, ktime_get_boot_ns, ktime_get_coarse_ns, ktime_get_ns, ktime_get_tai_ns};

@@ -1,8 +1,11 @@
-//! Who and where: helpers 7, 8, 14-16, 35, 80, 173, 174.
+//! Who and where: helpers 7, 8, 14-16, 35, 37, 80, 173, 174.
 
-use super::{EINVAL, helper};
+use super::map::map_of;
+use super::{EINVAL, errno, helper};
 use crate::run::Run;
 use crate::arch::sys::syscall;
+use rustix::io::Errno;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 helper! {
@@ -75,21 +78,42 @@ helper! {
     fn get_current_task(run) { TASK.as_ptr() as u64 }
 }
 
-static CGROUP_ID: AtomicU64 = AtomicU64::new(0);
+/// Deepest cgroup whose ancestors are remembered.
+const CGROUP_DEPTH: usize = 32;
+
+/// Ids of this process's cgroup and of its ancestors, innermost first; 0 ends the list.
+static CGROUPS: [AtomicU64; CGROUP_DEPTH] = [const { AtomicU64::new(0) }; CGROUP_DEPTH];
 
 /// Looks up the cgroup of this process; the control thread calls it at start and after fork.
-pub fn read_cgroup_id() {
-    let Ok(text) = std::fs::read_to_string("/proc/self/cgroup") else { return };
-    let Some(path) = text.lines().find_map(|l| l.strip_prefix("0::")) else { return };
-    // Directories under the cgroup2 mount carry the cgroup id as inode number.
-    let dir = format!("/sys/fs/cgroup{path}");
-    let id = rustix::fs::stat(dir.as_str()).or_else(|_| rustix::fs::stat("/sys/fs/cgroup")).map_or(1, |st| st.st_ino);
-    CGROUP_ID.store(id, Ordering::Relaxed);
+pub fn read_cgroups() {
+    let text = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    let path = text.lines().find_map(|l| l.strip_prefix("0::")).unwrap_or("/");
+    // Directories of the cgroup2 mount carry the cgroup id as inode number.
+    let dir = PathBuf::from(format!("/sys/fs/cgroup{path}"));
+    let ids = dir.ancestors().filter(|d| d.starts_with("/sys/fs/cgroup")).filter_map(|d| rustix::fs::stat(d).ok());
+    let ids = ids.map(|st| st.st_ino).chain(std::iter::repeat(0));
+    CGROUPS.iter().zip(ids).for_each(|(slot, id)| slot.store(id, Ordering::Relaxed));
 }
 
 helper! {
     /// 80 `get_current_cgroup_id()`.
-    fn get_current_cgroup_id(run) { CGROUP_ID.load(Ordering::Relaxed) }
+    fn get_current_cgroup_id(run) { CGROUPS[0].load(Ordering::Relaxed).max(1) }
+}
+
+helper! {
+    /// 37 `current_task_under_cgroup(map, index)`: 1 when the process is in the cgroup or below it, else 0.
+    fn current_task_under_cgroup(run, map, index) {
+        // SAFETY: a linked constant of the program.
+        let map = unsafe { &map_of(map).map };
+        let Some(array) = map.fd_array() else { return EINVAL };
+        if index >= map.def().max_entries as u64 {
+            return errno(Errno::TOOBIG);
+        }
+        // The server stores the low half of the cgroup id.
+        let Some(id) = array.object(index as u32) else { return errno(Errno::AGAIN) };
+        let mine = CGROUPS.iter().map(|c| c.load(Ordering::Relaxed)).take_while(|c| *c != 0);
+        mine.into_iter().any(|c| c as u32 == id).into()
+    }
 }
 
 helper! {

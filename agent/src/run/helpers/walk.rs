@@ -32,9 +32,9 @@ helper! {
             return errno(Errno::TOOBIG);
         }
         for i in 0..nr as u32 as u64 {
+            run.header.fuel -= 1;
             // SAFETY: the verifier let a function of the program through as callback.
             let stop = unsafe { call(callback, [i, ctx, 0, 0], run) } != 0;
-            run.header.fuel -= 1;
             if stop || run.header.fuel < 0 {
                 return i + 1;
             }
@@ -56,8 +56,8 @@ helper! {
         let mut visit = |key: *const u8, value: *mut u8| {
             // SAFETY: as in `bpf_loop`; the run is not otherwise borrowed.
             let go_on = unsafe {
-                let stop = call(callback, [handle, key as u64, value as u64, ctx], run) != 0;
                 (*run).header.fuel -= 1;
+                let stop = call(callback, [handle, key as u64, value as u64, ctx], run) != 0;
                 !stop && (*run).header.fuel >= 0
             };
             if go_on { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
