@@ -122,6 +122,26 @@ fn an_injector_killed_in_the_middle_leaves_the_target_running() {
 }
 
 #[test]
+fn an_injector_killed_at_any_moment_costs_the_target_nothing() {
+    let dir = Dir::new();
+    let (spin, blocked) = (dir.target("inject_spin"), dir.target("inject_blocked"));
+    let agent = dir.agent("PLAIN");
+    for round in 0..60 {
+        let (program, arg) = [(&spin, "1"), (&spin, "4"), (&blocked, "read")][round % 3];
+        let mut target = Target::start(program, &[arg]);
+        let pid = target.pid().to_string();
+        let mut args = vec!["inject", "--pid", &pid, "--library", agent.to_str().unwrap()];
+        args.extend(["--runtime-dir", dir.0.to_str().unwrap()]);
+        let mut injector = bpftime_agent(&args).spawn().unwrap();
+        std::thread::sleep(Duration::from_micros(1000 + 100 * round as u64));
+        injector.kill().unwrap();
+        injector.wait().unwrap();
+        target.write(b"x");
+        assert_eq!(target.finish(), "ok\n", "killed in round {round}");
+    }
+}
+
+#[test]
 fn an_agent_that_hangs_is_abandoned_and_the_target_goes_on() {
     let dir = Dir::new();
     let (program, agent) = (dir.target("inject_blocked"), dir.agent("HANG"));
@@ -161,4 +181,50 @@ fn a_target_killed_during_injection_is_reported() {
     target.kill(libc::SIGKILL);
     let e = injector.join().unwrap().unwrap_err();
     assert!(matches!(e, InjectError::Gone { .. }), "{e}");
+}
+
+#[test]
+fn injectors_at_the_same_time_take_turns() {
+    let dir = Dir::new();
+    let (program, agent) = (dir.target("inject_spin"), dir.agent("PLAIN"));
+    let target = Target::start(&program, &["4"]);
+    let (pid, opts) = (target.pid(), dir.options(&agent));
+    let work = || (0..10).for_each(|_| drop(inject(pid, &opts).unwrap()));
+    std::thread::scope(|s| (0..4).for_each(|_| drop(s.spawn(work))));
+    assert_eq!(target.finish(), "ok\n");
+    assert_eq!(dir.starts(), 40);
+}
+
+#[test]
+fn the_code_of_the_target_is_as_before() {
+    let dir = Dir::new();
+    let (program, agent) = (dir.target("inject_blocked"), dir.agent("PLAIN"));
+    let mut target = Target::start(&program, &["read"]);
+    dir.inject(target.pid(), &agent).unwrap();
+    let before = code_of(target.pid());
+    dir.inject(target.pid(), &agent).unwrap();
+    assert!(before == code_of(target.pid()));
+    target.write(b"x");
+    assert_eq!(target.finish(), "ok\n");
+}
+
+/// Every executable page of a process; also checked against the files that they come from.
+fn code_of(pid: i32) -> Vec<u8> {
+    use std::os::unix::fs::FileExt;
+    let mem = std::fs::File::open(format!("/proc/{pid}/mem")).unwrap();
+    let maps = std::fs::read_to_string(format!("/proc/{pid}/maps")).unwrap();
+    let mut all = Vec::new();
+    for line in maps.lines().filter(|l| l.contains("r-xp") && l.contains('/')) {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        let hex = |s: &str| u64::from_str_radix(s, 16).unwrap();
+        let (start, end) = fields[0].split_once('-').map(|(a, b)| (hex(a), hex(b))).unwrap();
+        let mut code = vec![0; (end - start) as usize];
+        mem.read_exact_at(&mut code, start).unwrap();
+        let file = std::fs::read(fields[5]).unwrap();
+        let offset = hex(fields[2]) as usize;
+        let len = code.len().min(file.len() - offset);
+        assert!(code[..len] == file[offset..offset + len], "{line}");
+        all.extend(code);
+    }
+    all
 }

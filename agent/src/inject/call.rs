@@ -16,6 +16,8 @@ use super::stub::{self, Stub};
 const STACK_LEN: u64 = 512 * 1024;
 /// The lower end of the stack holds strings for the target.
 const SCRATCH_LEN: u64 = 64 * 1024;
+/// Where the stub lies in no padding.
+const STUB_PAGE: u64 = 4096;
 /// How long the thread may take to stop when it is given back.
 const RESTORE_TIME: Duration = Duration::from_secs(1);
 
@@ -80,6 +82,15 @@ struct Held {
     to_thread: bool,
 }
 
+/// What of the target we use before anything of ours is there.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Places {
+    /// Room for the stub; None: it gets a mapping.
+    pub(super) padding: Option<u64>,
+    /// A syscall instruction in the C library, to make that mapping and to undo it.
+    pub(super) syscall_insn: u64,
+}
+
 /// A borrowed thread.
 #[derive(Debug)]
 pub(super) struct Borrowed<'a> {
@@ -87,8 +98,7 @@ pub(super) struct Borrowed<'a> {
     mem: &'a Memory,
     pid: i32,
     deadline: Instant,
-    /// A syscall instruction in the target's C library, for the time when our page is not there.
-    foreign_syscall: u64,
+    places: Places,
     home: Regs,
     xstate: Vec<u8>,
     mask: u64,
@@ -104,12 +114,12 @@ pub(super) struct Borrowed<'a> {
 }
 
 impl<'a> Borrowed<'a> {
-    /// Takes a thread that is at `Stop::Interrupted`, and maps the stub and a stack.
+    /// Takes a thread that is at `Stop::Interrupted`, puts the stub in place and maps a stack.
     pub(super) fn take(
         mut tracee: Tracee,
         mem: &'a Memory,
         pid: i32,
-        foreign_syscall: u64,
+        places: Places,
         deadline: Instant,
     ) -> Result<Self, InjectError> {
         let (home, xstate, mask) =
@@ -119,7 +129,7 @@ impl<'a> Borrowed<'a> {
             mem,
             pid,
             deadline,
-            foreign_syscall,
+            places,
             home,
             xstate,
             mask,
@@ -143,17 +153,32 @@ impl<'a> Borrowed<'a> {
     fn prepare(&mut self) -> Result<(), InjectError> {
         let block = !SYNCHRONOUS.iter().fold(0, |set, &s| set | mask_of(s));
         self.tracee.set_sigmask(block).map_err(|e| InjectError::trace("blocking signals", e))?;
-        let page = self.map(stub::mapped_len(self.xstate.len()), libc::PROT_READ | libc::PROT_EXEC)?;
-        let contents = stub::contents(&self.way_home(), self.mask, &self.xstate);
-        self.mem.write(page, &contents).map_err(|e| InjectError::os("writing to the target", e))?;
-        self.stub = Some(Stub::at(page));
+        let begin = match self.places.padding {
+            Some(begin) => begin,
+            None => self.map(STUB_PAGE, libc::PROT_READ | libc::PROT_EXEC)?,
+        };
+        let contents = stub::contents(&self.way_home(), self.mask);
+        self.write(begin, &contents)?;
+        let stub = Stub::at(begin);
+        self.stub = Some(stub);
         self.stack = self.map(STACK_LEN, libc::PROT_READ | libc::PROT_WRITE)?;
-        Ok(())
+        let area = self.xstate_at();
+        self.mem.write(area, &self.xstate).map_err(|e| InjectError::os("writing to the target", e))?;
+        self.write(stub.xstate_at(), &area.to_ne_bytes())
+    }
+
+    /// The saved vector state lies at the upper end of the stack.
+    fn xstate_at(&self) -> u64 {
+        (self.stack + STACK_LEN - self.xstate.len() as u64) & !63
+    }
+
+    fn write(&self, at: u64, bytes: &[u8]) -> Result<(), InjectError> {
+        self.mem.write(at, bytes).map_err(|e| InjectError::os("writing to the target", e))
     }
 
     /// Runs a system call in the thread; Err(errno) inside when the kernel refused it.
     pub(super) fn syscall(&mut self, nr: i64, args: [u64; 6]) -> Result<Result<u64, i32>, InjectError> {
-        let insn = self.stub.map_or(self.foreign_syscall, Stub::syscall);
+        let insn = self.stub.map_or(self.places.syscall_insn, Stub::syscall);
         self.syscall_at(insn, nr, args).map_err(|e| self.failed("a system call in the target", e))
     }
 
@@ -173,7 +198,7 @@ impl<'a> Borrowed<'a> {
         if self.scratch_used + bytes.len() as u64 > SCRATCH_LEN {
             return Err(InjectError::os("copying a path", std::io::Error::from_raw_os_error(libc::E2BIG)));
         }
-        self.mem.write(at, bytes).map_err(|e| InjectError::os("writing to the target", e))?;
+        self.write(at, bytes)?;
         self.scratch_used += (bytes.len() as u64).next_multiple_of(16);
         Ok(at)
     }
@@ -194,7 +219,7 @@ impl<'a> Borrowed<'a> {
         self.errno = Some((at, value));
         if let Some(stub) = self.stub {
             for (place, bytes) in stub.errno(at, value) {
-                self.mem.write(place, &bytes).map_err(|e| InjectError::os("writing to the target", e))?;
+                self.write(place, &bytes)?;
             }
         }
         Ok(())
@@ -221,6 +246,7 @@ impl<'a> Borrowed<'a> {
             self.tracee.interrupt()?;
             self.tracee.wait(self.deadline)?;
         }
+        self.tracee.set_xstate(&mut self.xstate)?;
         if !self.abandoned {
             self.unmap()?;
         }
@@ -228,20 +254,28 @@ impl<'a> Borrowed<'a> {
         if let Some((at, value)) = self.errno {
             let _ = self.mem.write(at, &value.to_ne_bytes());
         }
-        self.tracee.set_xstate(&mut self.xstate)?;
         let home = continued(&self.home, self.restart_record_used || self.abandoned);
         self.tracee.set_regs(&home)?;
-        self.tracee.set_sigmask(self.mask)
+        self.tracee.set_sigmask(self.mask)?;
+        if let (Some(begin), Some(_)) = (self.places.padding, self.stub.take()) {
+            let _ = self.mem.write(begin, &[0; stub::LEN]);
+        }
+        Ok(())
     }
 
     fn unmap(&mut self) -> Result<(), TraceError> {
-        let Some(stub) = self.stub.take() else { return Ok(()) };
+        let Some(stub) = self.stub else { return Ok(()) };
         if self.stack != 0 {
-            let _ = self.syscall_at(stub.syscall(), libc::SYS_munmap, [self.stack, STACK_LEN, 0, 0, 0, 0])?;
+            // The vector state is back already, and its copy goes with the stack.
+            let _ = self.mem.write(stub.xstate_at(), &0u64.to_ne_bytes());
+            let stack = std::mem::take(&mut self.stack);
+            let _ = self.syscall_at(stub.syscall(), libc::SYS_munmap, [stack, STACK_LEN, 0, 0, 0, 0])?;
         }
-        let len = stub::mapped_len(self.xstate.len());
-        let args = [stub.page(), len, 0, 0, 0, 0];
-        self.syscall_at(self.foreign_syscall, libc::SYS_munmap, args).map(drop)
+        if self.places.padding.is_none() {
+            let args = [stub.begin(), STUB_PAGE, 0, 0, 0, 0];
+            let _ = self.syscall_at(self.places.syscall_insn, libc::SYS_munmap, args)?;
+        }
+        Ok(())
     }
 
     /// Ends in `Stop::Interrupted`. Only there does the kernel look at orig_rax and the result afterwards,
@@ -299,8 +333,11 @@ impl<'a> Borrowed<'a> {
     fn call_regs(&self) -> Regs {
         let mut regs = self.home;
         if self.stack != 0 {
-            regs.rsp = self.stack + STACK_LEN - 64;
+            regs.rsp = self.xstate_at() - 64;
             regs.rbp = 0;
+        } else {
+            // The way home pushes one word: below the red zone.
+            regs.rsp = (regs.rsp - 256) & !15;
         }
         regs.eflags = 0x202; // interrupts on (always so in user mode), direction up
         regs.orig_rax = u64::MAX;

@@ -29,6 +29,7 @@ pub(super) struct Image<'a> {
     strtab: u64,
     gnu_hash: Option<u64>,
     sysv_hash: Option<u64>,
+    code_end: u64,
 }
 
 impl<'a> Image<'a> {
@@ -45,11 +46,26 @@ impl<'a> Image<'a> {
         let first = phdrs.iter().find(|p| p.p_type.get(ne) == elf::PT_LOAD)?;
         let bias = base.wrapping_sub(first.p_vaddr.get(ne) & !0xfff);
         let dynamic = phdrs.iter().find(|p| p.p_type.get(ne) == elf::PT_DYNAMIC)?;
-        Self::from_dynamic(mem, base, bias, bias.wrapping_add(dynamic.p_vaddr.get(ne)))
+        let mut image = Self::from_dynamic(mem, base, bias, bias.wrapping_add(dynamic.p_vaddr.get(ne)))?;
+        let code = phdrs
+            .iter()
+            .filter(|p| p.p_type.get(ne) == elf::PT_LOAD && p.p_flags.get(ne) & elf::PF_X == elf::PF_X);
+        let ends = code.map(|p| bias.wrapping_add(p.p_vaddr.get(ne)).wrapping_add(p.p_memsz.get(ne)));
+        image.code_end = ends.max().unwrap_or(0);
+        Some(image)
+    }
+
+    /// An unused, zeroed place of this many bytes behind the code, in its last page.
+    pub(super) fn padding(&self, len: u64) -> Option<u64> {
+        let begin = self.code_end.checked_next_multiple_of(16)?;
+        let fits = begin.checked_add(len)? <= self.code_end.checked_next_multiple_of(4096)?;
+        let mut bytes = vec![1; len as usize];
+        (fits && self.mem.read(begin, &mut bytes).is_ok() && bytes.iter().all(|&b| b == 0)).then_some(begin)
     }
 
     fn from_dynamic(mem: &'a Memory, base: u64, bias: u64, dynamic: u64) -> Option<Self> {
-        let mut image = Self { mem, bias, symtab: 0, strtab: 0, gnu_hash: None, sysv_hash: None };
+        let mut image =
+            Self { mem, bias, symtab: 0, strtab: 0, gnu_hash: None, sysv_hash: None, code_end: 0 };
         // glibc has added the load address to these entries, musl has not.
         let absolute = |v: u64| if v < base { v.wrapping_add(bias) } else { v };
         for i in 0..MAX_DYNAMIC {

@@ -25,12 +25,14 @@ mod stub;
 use std::ffi::CStr;
 use std::fs;
 use std::io::{self, Write};
+use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net::{SocketAddr, UnixListener};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use bpftime_shm::session::dir;
-use call::Borrowed;
+use call::{Borrowed, Places};
 use check::{Finding, Kind};
 use image::Image;
 use library::Library;
@@ -117,6 +119,12 @@ pub enum InjectError {
         /// The process.
         pid: i32,
     },
+    /// Another injector is at work there.
+    #[error("another injector works on process {pid}; try again")]
+    NoTurn {
+        /// The process.
+        pid: i32,
+    },
     /// A thread did not stop.
     #[error("thread {tid} of process {pid} does not stop: it is stuck in the kernel; try again later")]
     Unresponsive {
@@ -198,7 +206,7 @@ impl InjectError {
             },
             Self::Gone { .. } => libc::ESRCH,
             Self::Library { .. } => libc::ENOENT,
-            Self::NoSafePoint { .. } | Self::Unresponsive { .. } => libc::EBUSY,
+            Self::NoSafePoint { .. } | Self::NoTurn { .. } | Self::Unresponsive { .. } => libc::EBUSY,
             Self::TimedOut { .. } => libc::ETIMEDOUT,
             Self::Dlopen { .. } | Self::NoEntry { .. } => libc::ELIBACC,
             Self::Start { code } if (-4095..0).contains(code) => -code,
@@ -219,7 +227,7 @@ impl InjectError {
                 Kind::Fine => 1,
             },
             Self::Gone { .. } => 3,
-            Self::NoSafePoint { .. } | Self::Unresponsive { .. } => 6,
+            Self::NoSafePoint { .. } | Self::NoTurn { .. } | Self::Unresponsive { .. } => 6,
             Self::Library { .. } | Self::Dlopen { .. } | Self::NoEntry { .. } => 7,
             Self::TimedOut { .. } => 8,
             Self::Start { .. } => 9,
@@ -246,6 +254,7 @@ pub fn default_runtime_dir() -> PathBuf {
 /// Errors: see `InjectError`.
 pub fn inject(pid: i32, opts: &Options) -> Result<Report, InjectError> {
     let began = Instant::now();
+    let _turn = take_turn(pid, began + opts.timeout)?;
     if let Some(finding) = check::refusal(pid) {
         return Err(InjectError::Refused(finding));
     }
@@ -259,6 +268,22 @@ pub fn inject(pid: i32, opts: &Options) -> Result<Report, InjectError> {
         .map_err(|e| InjectError::os("starting a thread", e))?;
     let panicked = |_| Err(InjectError::os("injecting", io::Error::other("internal error")));
     worker.join().unwrap_or_else(panicked)
+}
+
+/// Waits until no other injector works on this process. An abstract socket name is the lock: it belongs to one
+/// holder, and goes away with it however it ends.
+fn take_turn(pid: i32, deadline: Instant) -> Result<Option<UnixListener>, InjectError> {
+    let tgid = Status::read(&pid.to_string()).map_or(pid, |s| s.tgid);
+    let name = SocketAddr::from_abstract_name(format!("bpftime-inject-{tgid}"))
+        .map_err(|e| InjectError::os("naming a lock", e))?;
+    loop {
+        match UnixListener::bind_addr(&name) {
+            Ok(turn) => return Ok(Some(turn)),
+            Err(e) if e.kind() != io::ErrorKind::AddrInUse => return Ok(None),
+            Err(_) if Instant::now() >= deadline => return Err(InjectError::NoTurn { pid }),
+            Err(_) => std::thread::sleep(Duration::from_millis(1)),
+        }
+    }
 }
 
 /// One injection.
@@ -290,8 +315,8 @@ impl Session {
         let half = Instant::now() + self.deadline.saturating_duration_since(Instant::now()) / 2;
         let tracee = safe_point::acquire(self.pid, &self.mem, &self.runtime.text, half)?;
         let tid = tracee.tid();
-        let insn = self.runtime.syscall_insn;
-        let mut thread = Borrowed::take(tracee, &self.mem, self.pid, insn, self.deadline)?;
+        let places = Places { padding: self.runtime.padding, syscall_insn: self.runtime.syscall_insn };
+        let mut thread = Borrowed::take(tracee, &self.mem, self.pid, places, self.deadline)?;
         let outcome = self.load_and_start(&mut thread, runtime_dir);
         let given_back = thread.give_back();
         let route = outcome?;

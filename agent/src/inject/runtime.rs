@@ -2,6 +2,7 @@
 
 use super::image::{self, Function, Image};
 use super::procfs::{Mapping, Memory};
+use super::stub;
 
 /// dlfcn.h, the same in glibc and musl.
 const RTLD_NOW: u64 = 2;
@@ -51,6 +52,8 @@ pub(super) struct Runtime {
     /// Address of a syscall instruction.
     pub(super) syscall_insn: u64,
     pub(super) text: Text,
+    /// Where the stub can lie without a mapping of its own.
+    pub(super) padding: Option<u64>,
 }
 
 /// Executable ranges by owner, each sorted by nothing: they are few.
@@ -80,6 +83,14 @@ fn rank(name: &str) -> Option<u8> {
     } else {
         None
     }
+}
+
+/// Room behind the code of a mapped file.
+fn padding(mem: &Memory, maps: &[Mapping]) -> Option<u64> {
+    let executable = |at: u64| maps.iter().any(|m| m.executable && (m.start..m.end).contains(&at));
+    image::bases(maps)
+        .filter_map(|m| Image::at(mem, m.start)?.padding(stub::LEN as u64))
+        .find(|&at| executable(at))
 }
 
 /// Is this the file name of a C library that can load others?
@@ -113,6 +124,7 @@ impl Runtime {
                 .filter_map(|n| anywhere(n))
                 .find_map(|f| syscall_in(mem, f))?,
             text: Text::of(mem, maps),
+            padding: padding(mem, maps),
         })
     }
 }

@@ -1,25 +1,27 @@
-//! The page of code that runs in the target, and the data behind it.
+//! The code that runs in the target, and the data behind it.
 //!
 //! The stub calls one function and then makes a harmless system call (getpid) at an address that we know: the
 //! stop at its entry tells us that the call is done. No int3 and no signal is needed, so the target's SIGTRAP
 //! disposition never changes. When nobody stops there, because the injector was killed, the code behind that
 //! system call puts signal mask, errno, vector state, flags and registers back by itself and jumps home. A
-//! target therefore survives `kill -9` of the injector at any moment after the page is in place.
+//! target therefore survives `kill -9` of the injector.
+//!
+//! It lies in the unused end of a library's last code page, so that it is there before the first system call
+//! that we make in the target, and is zeroed again afterwards; in a page of its own where there is no such room.
 //!
 //! ```text
-//!   0        code                       read and execute only; written through /proc/PID/mem
-//!   DATA     Home: what the way home needs
-//!   XSTATE   the XSAVE area, 64-byte aligned as XRSTOR wants it
+//!   0        code         written through /proc/PID/mem, like a debugger's breakpoint
+//!   DATA     Home         what the way home needs; the target only reads it
 //! ```
 
 use std::arch::global_asm;
 
 use super::ptrace::Regs;
 
-/// Offset of `Home` in the page.
-const DATA: usize = 512;
-/// Offset of the XSAVE area.
-const XSTATE: usize = 1024;
+/// Offset of `Home`.
+const DATA: usize = 320;
+/// Bytes of the whole stub.
+pub(super) const LEN: usize = DATA + size_of::<Home>();
 
 global_asm!(
     ".pushsection .rodata.bpftime_inject_stub, \"a\"",
@@ -59,9 +61,13 @@ global_asm!(
     "xor edx, edx",
     "mov r10d, 8",
     "syscall",
+    "mov rcx, [rip + bpftime_stub_begin + {data} + {xstate_at}]",
+    "test rcx, rcx",
+    "jz 4f",
     "mov eax, -1",
     "mov edx, -1",
-    "xrstor64 [rip + bpftime_stub_begin + {xstate}]",
+    "xrstor64 [rcx]",
+    "4:",
     "push qword ptr [rip + bpftime_stub_begin + {data} + {rflags}]",
     "popfq",
     "mov rax, [rip + bpftime_stub_begin + {data} + {gpr}]",
@@ -84,8 +90,8 @@ global_asm!(
     "bpftime_stub_end:",
     ".popsection",
     data = const DATA,
-    xstate = const XSTATE,
     mxcsr = const std::mem::offset_of!(Home, mxcsr),
+    xstate_at = const std::mem::offset_of!(Home, xstate_at),
     errno_at = const std::mem::offset_of!(Home, errno_at),
     errno = const std::mem::offset_of!(Home, errno),
     mask = const std::mem::offset_of!(Home, mask),
@@ -110,12 +116,14 @@ unsafe extern "C" {
     static END: u8;
 }
 
-/// Values for the way home, written once before the first call. The target only reads them.
+/// Values for the way home.
 #[repr(C)]
 #[derive(Debug, Clone, Copy)]
 struct Home {
-    /// Zero until the address is known.
+    /// Address of errno; zero until it is known.
     errno_at: u64,
+    /// Address of the XSAVE area, 64-byte aligned; zero while nothing has changed that state.
+    xstate_at: u64,
     mask: u64,
     rflags: u64,
     rsp: u64,
@@ -127,45 +135,51 @@ struct Home {
     gpr: [u64; 15],
 }
 
-const _: () = assert!(size_of::<Home>() <= XSTATE - DATA);
-
 /// Addresses of the stub's entries in the target.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Stub {
-    page: u64,
+    begin: u64,
 }
 
 impl Stub {
-    pub(super) const fn at(page: u64) -> Self {
-        Self { page }
+    pub(super) const fn at(begin: u64) -> Self {
+        Self { begin }
     }
 
-    pub(super) fn page(self) -> u64 {
-        self.page
+    pub(super) fn begin(self) -> u64 {
+        self.begin
     }
 
     /// Calls the function in rax.
     pub(super) fn call(self) -> u64 {
-        self.page
+        self.begin
     }
 
     /// rip at the entry and exit stop of the system call that ends a call.
     pub(super) fn marker(self) -> u64 {
-        self.page + offset(&raw const MARKER)
+        self.begin + offset(&raw const MARKER)
     }
 
     /// A syscall instruction that leads home when nobody watches.
     pub(super) fn syscall(self) -> u64 {
-        self.page + offset(&raw const SYSCALL)
+        self.begin + offset(&raw const SYSCALL)
     }
 
-    /// Where the page wants the address of errno and its value, and these bytes.
+    /// What to write where so that the way home restores errno.
     pub(super) fn errno(self, at: u64, value: u32) -> [(u64, Vec<u8>); 2] {
-        let data = self.page + DATA as u64;
         [
-            (data + std::mem::offset_of!(Home, errno) as u64, value.to_ne_bytes().to_vec()),
-            (data + std::mem::offset_of!(Home, errno_at) as u64, at.to_ne_bytes().to_vec()),
+            (self.data(std::mem::offset_of!(Home, errno)), value.to_ne_bytes().to_vec()),
+            (self.data(std::mem::offset_of!(Home, errno_at)), at.to_ne_bytes().to_vec()),
         ]
+    }
+
+    /// Where to write the address of the XSAVE area, or 0 when there is none.
+    pub(super) fn xstate_at(self) -> u64 {
+        self.data(std::mem::offset_of!(Home, xstate_at))
+    }
+
+    fn data(self, field: usize) -> u64 {
+        self.begin + (DATA + field) as u64
     }
 }
 
@@ -173,31 +187,26 @@ fn offset(at: *const u8) -> u64 {
     at as u64 - &raw const BEGIN as u64
 }
 
-/// Bytes to map for a saved vector state of this length.
-pub(super) fn mapped_len(xstate: usize) -> u64 {
-    (XSTATE + xstate).next_multiple_of(4096) as u64
-}
-
-/// The page's content: code, and how to get back to `home` with this mask and vector state.
-pub(super) fn contents(home: &Regs, mask: u64, xstate: &[u8]) -> Vec<u8> {
+/// The stub's bytes: code, and how to get back to `home` with this signal mask.
+pub(super) fn contents(home: &Regs, mask: u64) -> Vec<u8> {
     let len = offset(&raw const END) as usize;
     debug_assert!(len <= DATA && offset(&raw const AFTER_SYSCALL) < DATA as u64);
     // SAFETY: BEGIN..END is one constant block, laid out by the global_asm above.
     let code = unsafe { std::slice::from_raw_parts(&raw const BEGIN, len) };
-    let mut page = vec![0xcc; XSTATE];
-    page[..len].copy_from_slice(code);
+    let mut bytes = vec![0xcc; LEN];
+    bytes[..len].copy_from_slice(code);
     for (i, word) in words(home, mask).into_iter().enumerate() {
-        page[DATA + i * 8..][..8].copy_from_slice(&word.to_ne_bytes());
+        bytes[DATA + i * 8..][..8].copy_from_slice(&word.to_ne_bytes());
     }
-    page.extend_from_slice(xstate);
-    page
+    bytes
 }
 
 /// `Home` as the words it consists of.
-fn words(r: &Regs, mask: u64) -> [u64; 21] {
+fn words(r: &Regs, mask: u64) -> [u64; 22] {
     const MXCSR_DEFAULT: u64 = 0x1f80;
     let errno_and_mxcsr = MXCSR_DEFAULT << 32;
     [
+        0,
         0,
         mask,
         r.eflags,
@@ -222,7 +231,7 @@ fn words(r: &Regs, mask: u64) -> [u64; 21] {
     ]
 }
 
-const _: () = assert!(size_of::<Home>() == 21 * 8);
+const _: () = assert!(size_of::<Home>() == 22 * 8);
 
 #[cfg(test)]
 mod tests {
@@ -235,15 +244,15 @@ mod tests {
     }
 
     #[test]
-    fn the_page_holds_the_registers_where_the_code_reads_them() {
+    fn the_stub_holds_the_registers_where_the_code_reads_them() {
         // SAFETY: integers only.
         let mut regs: Regs = unsafe { std::mem::zeroed() };
         (regs.rip, regs.r15) = (0x1111, 0x2222);
-        let page = contents(&regs, 3, &[7; 64]);
-        let word = |at: usize| u64::from_ne_bytes(page[DATA + at..][..8].try_into().unwrap());
+        let bytes = contents(&regs, 3);
+        let word = |at: usize| u64::from_ne_bytes(bytes[DATA + at..][..8].try_into().unwrap());
         assert_eq!(word(std::mem::offset_of!(Home, rip)), 0x1111);
         assert_eq!(word(std::mem::offset_of!(Home, gpr) + 14 * 8), 0x2222);
         assert_eq!(word(std::mem::offset_of!(Home, mask)), 3);
-        assert_eq!(page[XSTATE..], [7; 64]);
+        assert_eq!(word(std::mem::offset_of!(Home, xstate_at)), 0);
     }
 }
