@@ -30,8 +30,8 @@ const LOST_LEN: usize = 24;
 const MAX_RECORD: usize = 0xfff8;
 /// 512 MiB of data: far more than RLIMIT_MEMLOCK lets a tool have, small enough for every sum here.
 const MAX_PAGES: u32 = 1 << 17;
-/// The largest fixed part: eight words.
-const MAX_FIXED: usize = 8 * 8;
+/// The fixed part with every field: nine words.
+const MAX_FIXED: usize = 9 * 8;
 
 #[repr(C)]
 struct Control {
@@ -269,7 +269,7 @@ impl PerfRing {
     fn must_wake(&self, head: u64) -> bool {
         let control = self.control();
         let every = u64::from(control.wakeup_events.load(Relaxed));
-        let events = control.events.load(Relaxed) + 1;
+        let events = control.events.load(Relaxed).wrapping_add(1);
         let enough = every != 0 && events >= every;
         control.events.store(if enough { 0 } else { events }, Relaxed);
         let half = head.wrapping_sub(control.woken_at.load(Relaxed)) > self.size / 2;
@@ -309,7 +309,8 @@ impl PerfRing {
         let mut records = 0;
         let mut record = vec![0; usize::from(u16::MAX)];
         let mut tail = self.meta().data_tail.load(Relaxed);
-        while tail != self.meta().data_head.load(Acquire) {
+        // More than a ring's worth between the positions: a peer lied about one of them.
+        while (1..=self.size).contains(&self.meta().data_head.load(Acquire).wrapping_sub(tail)) {
             let from = self.data(tail & !7).0;
             // SAFETY: the data is mapped twice, and a header fits anywhere in the first copy.
             let header = unsafe { (*from.cast::<AtomicU64>()).load(Relaxed) };

@@ -1,6 +1,8 @@
 //! One subject under test: our map or, where bpf(2) is permitted, the kernel's.
 #![allow(dead_code)]
 
+pub mod prog;
+
 use bpftime_shm::{Map, MapDef};
 use std::ffi::{c_int, c_long};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
@@ -14,6 +16,7 @@ pub enum Subject {
 
 /// struct bpf_attr of the element commands.
 #[repr(C)]
+#[derive(Clone, Copy)]
 struct Elem {
     fd: u32,
     _pad: u32,
@@ -30,9 +33,14 @@ const NEXT: c_long = 4;
 const LOOKUP_AND_DELETE: c_long = 21;
 const FREEZE: c_long = 22;
 
-pub fn bpf<T>(cmd: c_long, attr: &T) -> Answer<c_int> {
+pub fn bpf<T: Copy>(cmd: c_long, attr: &T) -> Answer<c_int> {
+    bpf_mut(cmd, &mut { *attr })
+}
+
+/// For commands that answer inside the attribute.
+pub fn bpf_mut<T>(cmd: c_long, attr: &mut T) -> Answer<c_int> {
     // SAFETY: attr is a valid bpf_attr prefix and its pointers outlive the call.
-    let ret = unsafe { libc::syscall(libc::SYS_bpf, cmd, attr, size_of::<T>()) };
+    let ret = unsafe { libc::syscall(libc::SYS_bpf, cmd, attr as *mut T, size_of::<T>()) };
     if ret < 0 {
         return Err(std::io::Error::last_os_error().raw_os_error().unwrap_or(0));
     }
@@ -51,6 +59,7 @@ pub fn def(map_type: u32, key_size: u32, value_size: u32, max_entries: u32, map_
 
 pub fn kernel_create(def: &MapDef) -> Answer<OwnedFd> {
     #[repr(C)]
+    #[derive(Clone, Copy)]
     struct Attr([u32; 7], [u8; 16], [u32; 5], u64);
     let head = [def.map_type, def.key_size, def.value_size, def.max_entries, def.map_flags, 0, 0];
     let fd = bpf(CREATE, &Attr(head, def.name, [0; 5], def.map_extra))?;

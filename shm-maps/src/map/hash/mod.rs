@@ -9,7 +9,8 @@
 //!
 //! Whoever marks a node unlinks it (or makes sure that another did) and then gives it back. Deleted memory
 //! is recycled at once, as in the kernel's preallocated maps: a value pointer that a program kept
-//! past the delete may then show another element's value.
+//! past the delete may then show another element's value, and so may an in-place update of a per-CPU value
+//! that is overtaken by a delete and an insert.
 
 mod chain;
 mod key;

@@ -77,7 +77,8 @@ pub fn is_percpu(def: &MapDef) -> bool {
 #[derive(Clone, Copy)]
 pub struct Borrowed {
     pub node: u32,
-    entry: u32,
+    /// None: found by a scan, in no entry.
+    entry: Option<u32>,
 }
 
 /// The mapped nodes.
@@ -245,17 +246,26 @@ impl Nodes {
                 node => node,
             };
             if self.is_node(node) && self.try_claim(node, Kind::Extra) {
-                return Some(Borrowed { node, entry });
+                return Some(Borrowed { node, entry: Some(entry) });
             }
         }
         None
+    }
+
+    /// As claim_extra when the stash has none: a recovery that ran beside us may have forgotten some.
+    #[cold]
+    pub fn scan_extra(&self) -> Option<Borrowed> {
+        let node = (1..=self.layout.capacity()).find(|&node| self.try_claim(node, Kind::Extra))?;
+        Some(Borrowed { node, entry: None })
     }
 
     /// `given` takes the place of a borrowed node that is now an element.
     #[inline]
     pub fn repay(&self, borrowed: Borrowed, given: u32) {
         // Only who claimed the node an entry names may write the entry.
-        self.stash(borrowed.entry).store(given, Relaxed);
+        if let Some(entry) = borrowed.entry {
+            self.stash(entry).store(given, Relaxed);
+        }
     }
 
     /// Ends a node's life. The caller claimed it and never linked it, or marked it and saw it unlinked.

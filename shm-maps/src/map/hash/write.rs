@@ -131,13 +131,13 @@ impl Hash {
     fn hold_replacement(&self, key: Key, source: Source, held: &mut Held) -> Result<(), Errno> {
         let cpu = self.claim_cpu(source);
         held.extra = self.nodes.claim_extra(cpu);
-        let node = match held.extra {
-            Some(borrowed) => borrowed.node,
-            None => {
-                held.main = self.nodes.claim_main(cpu);
-                held.main.ok_or(Errno::BUSY)?
-            }
-        };
+        if held.extra.is_none() {
+            held.main = self.nodes.claim_main(cpu);
+        }
+        if held.extra.is_none() && held.main.is_none() {
+            held.extra = self.nodes.scan_extra();
+        }
+        let node = held.extra.map(|b| b.node).or(held.main).ok_or(Errno::BUSY)?;
         self.fill(node, key, source);
         Ok(())
     }
