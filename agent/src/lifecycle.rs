@@ -18,16 +18,18 @@ const START_LIMIT: Duration = Duration::from_millis(1500);
 static RUNNING: AtomicBool = AtomicBool::new(false);
 static LINKER_NOTIFY: AtomicUsize = AtomicUsize::new(0);
 
-/// Starts the agent in this process and waits until the links of live sessions stand. Later calls do nothing but wait.
-/// `extra` is a directory to look for sessions in besides the usual ones.
+/// Starts the agent in this process; later calls only add `extra`, a directory to look for sessions in besides the
+/// usual ones. Does not wait for anything: see [`wait_ready`].
 pub fn start(extra: Option<PathBuf>) -> bool {
     if secure_execution() {
         return false;
     }
     if RUNNING.swap(true, Ordering::AcqRel) {
-        control::poke_and_wait(START_LIMIT);
+        control::look_into(extra);
         return true;
     }
+    // A bug of ours loses a probe; it does not write into the host's standard error.
+    std::panic::set_hook(Box::new(|_| ()));
     if process::init().is_err() {
         return false;
     }
@@ -37,11 +39,13 @@ pub fn start(extra: Option<PathBuf>) -> bool {
     dirs.splice(0..0, extra.filter(|d| !dirs.contains(d)));
     // SAFETY: registers handlers that live as long as this library, which is never unloaded.
     unsafe { libc::pthread_atfork(Some(before_fork), Some(after_fork_parent), Some(after_fork_child)) };
-    if !spawn(dirs) {
-        return false;
-    }
+    spawn(dirs)
+}
+
+/// Waits until the links of live sessions stand in this process, bounded.
+pub fn wait_ready() {
     control::wait_started(START_LIMIT);
-    true
+    control::poke_and_wait(START_LIMIT);
 }
 
 /// Set-user-id programs and the like: an environment variable must not make them load our hooks.

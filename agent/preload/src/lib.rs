@@ -6,14 +6,28 @@
 use std::ffi::{CStr, OsStr, c_char, c_int};
 use std::os::unix::ffi::OsStrExt;
 
-/// Runs when the library is loaded, before main, or inside the injector's dlopen.
+/// Runs when the library is loaded, before main, or inside a dlopen.
 #[used]
 #[unsafe(link_section = ".init_array")]
 static INIT: extern "C" fn() = init;
 
 extern "C" fn init() {
-    let _ = std::panic::catch_unwind(|| bpftime_agent::lifecycle::start(None));
+    let _ = std::panic::catch_unwind(|| {
+        if bpftime_agent::lifecycle::start(None) && preloaded() {
+            bpftime_agent::lifecycle::wait_ready();
+        }
+    });
 }
+
+/// Whether the dynamic linker loaded us before main. Inside somebody's dlopen nothing may wait for the control thread:
+/// the caller holds the dynamic linker's lock, which a starting thread needs.
+fn preloaded() -> bool {
+    let list = std::env::var_os("LD_PRELOAD").unwrap_or_default();
+    list.as_bytes().windows(SONAME.len()).any(|w| w == SONAME)
+}
+
+/// What the file is called wherever it is installed.
+const SONAME: &[u8] = b"libbpftime-agent";
 
 /// Called by `bpftime-agent inject` after dlopen: starts the agent if the constructor did not, and looks for sessions in
 /// `runtime_dir` too (null: only in the usual places). 0 when the agent runs.
@@ -25,6 +39,11 @@ pub unsafe extern "C" fn bpftime_agent_start(runtime_dir: *const c_char) -> c_in
     // SAFETY: see above.
     let dir = (!runtime_dir.is_null()).then(|| unsafe { CStr::from_ptr(runtime_dir) });
     let dir = dir.filter(|d| !d.is_empty()).map(|d| OsStr::from_bytes(d.to_bytes()).into());
-    let started = std::panic::catch_unwind(|| bpftime_agent::lifecycle::start(dir)).unwrap_or(false);
+    let start = || {
+        let started = bpftime_agent::lifecycle::start(dir);
+        bpftime_agent::lifecycle::wait_ready();
+        started
+    };
+    let started = std::panic::catch_unwind(std::panic::AssertUnwindSafe(start)).unwrap_or(false);
     if started { 0 } else { 1 }
 }

@@ -164,6 +164,16 @@ impl Watch {
     }
 }
 
+/// Adds a directory to look for sessions in.
+pub fn look_into(dir: Option<PathBuf>) {
+    if let (Some(dir), Some(state)) = (dir, lock().as_mut())
+        && !state.dirs.contains(&dir)
+    {
+        state.dirs.insert(0, dir);
+    }
+    poke();
+}
+
 /// Asks the control thread to look at the process again and waits until it has, at most `limit`.
 pub fn poke_and_wait(limit: Duration) {
     let seq = ASKED.fetch_add(1, Ordering::AcqRel) + 1;

@@ -9,5 +9,5 @@ mod r#loop;
 mod session;
 mod state;
 
-pub use r#loop::{hold_for_fork, poke_and_wait, release_after_fork, run, summary, wait_started};
+pub use r#loop::{hold_for_fork, look_into, poke_and_wait, release_after_fork, run, summary, wait_started};
 pub use state::Summary;

@@ -196,6 +196,7 @@ fn start_own_agent() -> Result<(), Errno> {
     drop(client()?);
     if STARTED.swap(std::process::id(), Ordering::Relaxed) != std::process::id() && !crate::tool::agent_is_loaded() {
         bpftime_agent::lifecycle::start(None);
+        bpftime_agent::lifecycle::wait_ready();
     }
     Ok(())
 }
