@@ -14,19 +14,20 @@ fn fold(a: u64, b: u64) -> u64 {
     (wide as u64) ^ (wide >> 64) as u64
 }
 
-/// A key of the program's, in private memory.
+/// A key of the program's, in private memory. `N` is its length where the code is made for one length, else 0.
 #[derive(Clone, Copy)]
-pub struct Key {
+pub struct Key<const N: usize = 0> {
     bytes: *const u8,
     len: usize,
 }
 
-impl Key {
+impl<const N: usize> Key<N> {
     /// # Safety
-    /// `bytes` is valid for `len` bytes as long as the Key is used.
+    /// `bytes` is valid for `len` bytes as long as the Key is used. `len` is `N` unless that is 0.
     #[inline]
-    pub unsafe fn new(bytes: *const u8, len: usize) -> Key {
-        Key { bytes, len }
+    pub unsafe fn new(bytes: *const u8, len: usize) -> Key<N> {
+        debug_assert!(N == 0 || N == len);
+        Key { bytes, len: if N == 0 { len } else { N } }
     }
 
     #[inline]
@@ -58,14 +59,25 @@ impl Key {
             match self.len {
                 4 => (*node.cast::<AtomicU32>()).load(Relaxed) == self.bytes.cast::<u32>().read_unaligned(),
                 8 => (*node.cast::<AtomicU64>()).load(Relaxed) == self.bytes.cast::<u64>().read_unaligned(),
-                len => copy::equal(node, self.bytes, len),
+                len => equals_long(node, self.bytes, len),
             }
         }
     }
 }
 
+/// Out of line: its loops would cost the short keys their registers.
+///
+/// # Safety
+/// Both are valid for `len` bytes, `node` is 8-aligned.
+#[inline(never)]
+unsafe fn equals_long(node: *const u8, bytes: *const u8, len: usize) -> bool {
+    // SAFETY: the caller's promise.
+    unsafe { copy::equal(node, bytes, len) }
+}
+
 /// # Safety
 /// `bytes` is valid for `len` bytes.
+#[inline(never)]
 unsafe fn hash_long(bytes: *const u8, len: usize, seed: u64) -> u64 {
     let mut state = seed ^ MIX_A ^ len as u64;
     let tail = len & !7;

@@ -48,16 +48,27 @@ impl Hash {
     #[inline]
     fn key(&self, bytes: *const u8) -> Key {
         // SAFETY: every caller passes a key of this map.
-        unsafe { Key::new(bytes, self.nodes.layout.key_size) }
+        unsafe { Key::new(bytes, self.nodes.layout.key_size) } // of any length
     }
 
     #[inline]
-    fn find(&self, bucket: u64, key: Key) -> Walk<'_> {
+    fn find<const N: usize>(&self, bucket: u64, key: Key<N>) -> Walk<'_> {
         self.nodes.walk(bucket, |step| match step {
             Step::Restart => false,
             // SAFETY: the walk passes valid nodes only.
             Step::Node(node) => unsafe { key.equals(self.nodes.key(node)) },
         })
+    }
+
+    /// `key` is valid for key_size bytes, which are `N` unless that is 0.
+    #[inline]
+    fn lookup_of<const N: usize>(&self, key: *const u8, cpu: u32) -> *mut u8 {
+        // SAFETY: above.
+        let key: Key<N> = unsafe { Key::new(key, self.nodes.layout.key_size) };
+        match (self.find(key.hash(self.nodes.seed), key), self.cpu_index(cpu)) {
+            (Walk::At(spot), Some(cpu)) => self.nodes.value(spot.node, cpu),
+            _ => core::ptr::null_mut(),
+        }
     }
 
     #[inline]
@@ -169,10 +180,10 @@ impl Ops for Hash {
 
     #[inline]
     unsafe fn lookup(&self, key: *const u8, cpu: u32) -> *mut u8 {
-        let key = self.key(key);
-        match (self.find(key.hash(self.nodes.seed), key), self.cpu_index(cpu)) {
-            (Walk::At(spot), Some(cpu)) => self.nodes.value(spot.node, cpu),
-            _ => core::ptr::null_mut(),
+        match self.nodes.layout.key_size {
+            4 => self.lookup_of::<4>(key, cpu),
+            8 => self.lookup_of::<8>(key, cpu),
+            _ => self.lookup_of::<0>(key, cpu),
         }
     }
 

@@ -45,7 +45,8 @@ impl Layout {
         let values = if is_percpu(def) { cpus as usize } else { 1 };
         let extra = cpus.checked_mul(2)?.checked_add(32)?;
         let capacity = def.max_entries.checked_add(extra)? as usize;
-        let buckets = (def.max_entries as usize).checked_next_power_of_two()?;
+        // At most half full: four of five elements are the first of their chain.
+        let buckets = (def.max_entries as usize).checked_next_power_of_two()?.checked_mul(2)?;
         let value_stride = round8(def.value_size as usize);
         let node_stride = NODE_HEADER + round8(def.key_size as usize) + value_stride.checked_mul(values)?;
         let stash_at = PAGE;

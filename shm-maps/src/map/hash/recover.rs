@@ -47,7 +47,7 @@ impl Hash {
 
     fn bucket_of(&self, key: &[u8]) -> u64 {
         // SAFETY: a buffer of key_size bytes.
-        unsafe { Key::new(key.as_ptr(), key.len()) }.hash(self.nodes.seed)
+        unsafe { Key::<0>::new(key.as_ptr(), key.len()) }.hash(self.nodes.seed)
     }
 
     fn is_linked(&self, node: u32, key: &[u8]) -> bool {
