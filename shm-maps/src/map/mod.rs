@@ -11,6 +11,7 @@ mod stack_trace;
 mod syscall;
 pub mod table;
 
+pub use fd_array::FdArray;
 pub use perf_array::PerfEventArray;
 pub use stack_trace::StackTrace;
 
@@ -302,7 +303,7 @@ impl Map {
 
     /// The object ids in a PROG_ARRAY or CGROUP_ARRAY.
     #[inline]
-    pub fn fd_array(&self) -> Option<&fd_array::FdArray> {
+    pub fn fd_array(&self) -> Option<&FdArray> {
         match &self.kind {
             Kind::PROG_ARRAY(array) | Kind::CGROUP_ARRAY(array) => Some(array),
             _ => None,
