@@ -4,6 +4,7 @@
 //! a module, a variant and an arm. Every failure is one line on stderr: cause; next step.
 
 mod doctor;
+mod ps;
 mod run;
 
 use std::fmt;
@@ -24,6 +25,8 @@ struct Cli {
 enum Command {
     /// Run a tool with its eBPF in userspace.
     Run(run::Args),
+    /// List the sessions of this user: programs, links, maps and traced processes.
+    Ps(ps::Args),
     /// Say what works on this machine, or why a process or program cannot be traced.
     Doctor(doctor::Args),
 }
@@ -46,6 +49,7 @@ impl Failure {
 fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
         Command::Run(args) => run::run(&args),
+        Command::Ps(args) => ps::run(&args),
         Command::Doctor(args) => doctor::run(&args),
     };
     outcome.unwrap_or_else(|failure| {

@@ -7,4 +7,7 @@ mod client;
 mod known;
 mod serve;
 
+/// The tool's own index among the processes of its session.
+pub const TOOL_OWNER: u16 = 1;
+
 pub use client::{attach, detach, perf_slot, session, settle};

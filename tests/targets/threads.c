@@ -20,7 +20,8 @@ static void *body(void *arg) {
     for (int i = 0; i < 100; i++, n++) bad += work(i, id) != i * 3 + id;
     if ((n & 0xfff) == 0) usleep(100);
   }
-  calls += n, errors += bad;
+  atomic_fetch_add(&calls, n);
+  atomic_fetch_add(&errors, bad);
   return 0;
 }
 

@@ -3,6 +3,8 @@
 //! Everything is in `bpftime_agent`; this library adds the constructor, the entry point for an injector, and the
 //! functions of the C library that must know about our signal handlers.
 
+mod signals;
+
 use std::ffi::{CStr, OsStr, c_char, c_int};
 use std::os::unix::ffi::OsStrExt;
 

@@ -24,8 +24,9 @@ struct Probe {
     list: Box<Programs>,
 }
 
-/// How long to wait for threads inside callbacks before what they might see is kept for the next time.
-const QUIESCE_LIMIT: Duration = Duration::from_millis(200);
+/// How long to wait for threads inside callbacks before what they might see is kept for the next time. Longer than any
+/// run, shorter than a scheduler's time slice: a thread that was preempted in a callback is not waited for.
+const QUIESCE_LIMIT: Duration = Duration::from_millis(1);
 
 /// Whether a function's first instruction is one that the kernel takes for a frame not yet set up: `push %rbp`, or
 /// the `endbr64` before it (`is_uprobe_at_func_entry`).
@@ -115,7 +116,8 @@ impl Sites {
 
     /// Finishes what had to wait for threads; tells whether some still has to.
     pub fn upgrade(&mut self) -> bool {
-        self.engine.upgrade() > 0
+        self.collect_garbage();
+        self.engine.upgrade() > 0 || !self.retired.is_empty()
     }
 
     /// Frees what no thread can be reading any more; keeps it for later when one does not come out in time.

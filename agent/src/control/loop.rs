@@ -4,7 +4,7 @@ use crate::arch::sys;
 use crate::fds;
 use super::state::{State, Summary};
 use crate::hook::{Engine, Mute};
-use bpftime_shm::session::dir;
+use bpftime_shm::session::{dir, sock};
 use rustix::event::{PollFd, PollFlags};
 use rustix::fd::OwnedFd;
 use rustix::fs::inotify;
@@ -128,13 +128,14 @@ fn drain(fd: &OwnedFd) {
 struct Watch {
     fd: Option<OwnedFd>,
     watched: Vec<PathBuf>,
-    all: bool,
+    /// Tells starting tools that this process is there.
+    presence: Vec<OwnedFd>,
 }
 
 impl Watch {
     fn new() -> Self {
         let fd = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK).ok();
-        Self { fd, watched: Vec::new(), all: false }
+        Self { fd, watched: Vec::new(), presence: Vec::new() }
     }
 
     /// A directory is created when it can be, so that there is something to watch; a session that a tool starts later
@@ -145,12 +146,12 @@ impl Watch {
             if self.watched.contains(path) || dir::ensure(path).is_err() {
                 continue;
             }
+            self.presence.extend(sock::announce(path));
             let flags = inotify::WatchFlags::CREATE | inotify::WatchFlags::MOVED_TO;
             if inotify::add_watch(fd, path.as_path(), flags).is_ok() {
                 self.watched.push(path.clone());
             }
         }
-        self.all = dirs.iter().all(|d| self.watched.contains(d));
     }
 
     /// Without inotify (out of watches) the directories are looked at every second.

@@ -92,6 +92,12 @@ impl Session {
         self.sock = fresh.sock;
         self.shared.owner.store(fresh.shared.owner.load(Ordering::Relaxed), Ordering::Relaxed);
         self.named = Some(HashSet::new());
+        self.maps.values().for_each(|m| m.map.set_owner(self.owner()));
+    }
+
+    /// This process's index in the session, as maps record it.
+    fn owner(&self) -> u16 {
+        self.shared.owner.load(Ordering::Relaxed) as u16
     }
 
     /// The connection, to wait on.
@@ -129,6 +135,7 @@ impl Session {
     fn add_map(&mut self, id: u32, fd: OwnedFd) -> Result<(), Errno> {
         if !self.maps.contains_key(&id) {
             let handle = MapHandle::new(Map::open(fd.as_fd())?);
+            handle.map.set_owner(self.owner());
             self.maps.insert(id, Arc::new(handle));
         }
         Ok(())

@@ -26,12 +26,38 @@ fn new_socket() -> Result<OwnedFd, Errno> {
     net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
 }
 
-/// A listening socket at `path`.
+/// A listening socket at `path`. It appears there only once it listens: whoever finds it can connect, so a refused
+/// connection means that the listener is gone.
 pub fn listen(path: &Path) -> Result<OwnedFd, Errno> {
+    let unready = path.with_extension("unready");
     let sock = new_socket()?;
-    net::bind(&sock, &SocketAddrUnix::new(path)?)?;
+    net::bind(&sock, &SocketAddrUnix::new(&unready)?)?;
     net::listen(&sock, 128)?;
+    rustix::fs::rename(&unready, path)?;
     Ok(sock)
+}
+
+/// An abstract name that goes with its process and that [`present`] finds.
+fn presence_name(dir: &Path, pid: u32) -> Result<String, Errno> {
+    let st = rustix::fs::stat(dir)?;
+    Ok(format!("bpftime-agent/{:x}-{:x}/{pid}", st.st_dev, st.st_ino))
+}
+
+/// Announces that this process's agent looks for sessions in `dir`, as long as the socket is open.
+pub fn announce(dir: &Path) -> Result<OwnedFd, Errno> {
+    let sock = new_socket()?;
+    let name = presence_name(dir, std::process::id())?;
+    net::bind(&sock, &SocketAddrUnix::new_abstract_name(name.as_bytes())?)?;
+    Ok(sock)
+}
+
+/// Pids of the agents that look for sessions in `dir`. A name is no proof of anything: it only says whom to expect.
+pub fn present(dir: &Path) -> Vec<i32> {
+    let Ok(any) = presence_name(dir, 0) else { return Vec::new() };
+    let prefix = format!("@{}", any.trim_end_matches('0'));
+    let sockets = std::fs::read_to_string("/proc/net/unix").unwrap_or_default();
+    let names = sockets.lines().filter_map(|l| l.split_whitespace().next_back());
+    names.filter_map(|n| n.strip_prefix(prefix.as_str())?.parse().ok()).collect()
 }
 
 /// A connection to the session at `path`. `ECONNREFUSED` means that its tool is gone.

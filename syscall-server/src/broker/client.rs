@@ -84,7 +84,7 @@ fn start() -> Result<Client, Errno> {
     let pair = rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
     let channel = crate::fds::hidden(&pair.0)?;
     spawn(id, broker_page, page_fd, pair.1, path.clone())?;
-    let shared = RunSession { page, owner: AtomicU32::new(1) };
+    let shared = RunSession { page, owner: AtomicU32::new(super::TOOL_OWNER.into()) };
     let mut client = Client { pid: std::process::id(), channel, seq: 0, path, shared: Arc::new(shared) };
     client.sync()?;
     crate::wait::start_waker(client.shared.clone());
@@ -116,8 +116,9 @@ fn spawn(id: u64, page: Page, page_fd: OwnedFd, channel: OwnedFd, path: PathBuf)
             // The originals' numbers mean nothing in the new table.
             std::mem::forget((raw_channel, page_fd));
             let [channel, page_fd] = kept.try_into().map_err(|_| Errno::BADF)?;
+            let expected = path.parent().map(sock::present).unwrap_or_default();
             let listener = sock::listen(&path)?;
-            Ok(Broker::new(id, Arc::new(page), page_fd, listener, channel))
+            Ok(Broker::new(id, Arc::new(page), page_fd, listener, channel, expected))
         };
         match serve() {
             Ok(broker) => {

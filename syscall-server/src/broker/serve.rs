@@ -40,6 +40,8 @@ pub struct Broker {
     pub tool: OwnedFd,
     /// What has been announced.
     pub known: Known,
+    /// Agents that were there before the session and have not connected yet: an attachment holds for them too.
+    expected: Vec<i32>,
     agents: Vec<Agent>,
     next_owner: u32,
     seq: u64,
@@ -47,9 +49,16 @@ pub struct Broker {
 
 impl Broker {
     /// A broker without agents. Owner 0 is nobody, owner 1 the tool itself.
-    pub fn new(session: u64, page: Arc<Page>, page_fd: OwnedFd, listener: OwnedFd, tool: OwnedFd) -> Self {
-        let known = Known::default();
-        Self { session, page, page_fd, listener, tool, known, agents: Vec::new(), next_owner: 2, seq: 0 }
+    pub fn new(
+        session: u64,
+        page: Arc<Page>,
+        page_fd: OwnedFd,
+        listener: OwnedFd,
+        tool: OwnedFd,
+        expected: Vec<i32>,
+    ) -> Self {
+        let (known, agents) = (Known::default(), Vec::new());
+        Self { session, page, page_fd, listener, tool, known, expected, agents, next_owner: 2, seq: 0 }
     }
 
     /// Serves until the tool is gone.
@@ -141,6 +150,7 @@ impl Broker {
 
     fn greet(&mut self, conn: OwnedFd) -> Result<(), Errno> {
         let (pid, uid) = sock::peer(conn.as_fd())?;
+        self.expected.retain(|p| *p != pid);
         if uid != rustix::process::getuid().as_raw() {
             return Err(Errno::PERM);
         }
@@ -156,8 +166,7 @@ impl Broker {
     }
 
     fn welcome(&mut self, conn: OwnedFd, pid: i32) -> Result<(), Errno> {
-        let owner = self.next_owner;
-        self.next_owner += 1;
+        let owner = self.free_owner();
         let hello = Message::Welcome { session: self.session, owner, cpus: self.page.slots() };
         sock::send(conn.as_fd(), &hello.encode(), &[self.page_fd.as_fd()])?;
         for (msg, fd) in self.known.for_agent(pid) {
@@ -165,10 +174,20 @@ impl Broker {
         }
         self.seq += 1;
         sock::send(conn.as_fd(), &Message::Sync { seq: self.seq }.encode(), &[])?;
-        // Not waited for before its first answer: a starting process waits for us, not we for it.
-        let agent = Agent { sock: conn, pid, owner, acked: 0, sites: 0, refused: 0, lagging: true };
+        let agent = Agent { sock: conn, pid, owner, acked: 0, sites: 0, refused: 0, lagging: false };
         self.agents.push(agent);
         Ok(())
+    }
+
+    /// An owner index that no live agent has. Maps keep it in 16 bits.
+    fn free_owner(&mut self) -> u32 {
+        loop {
+            let owner = self.next_owner;
+            self.next_owner = if owner >= u16::MAX as u32 { 2 } else { owner + 1 };
+            if self.agents.iter().all(|a| a.owner != owner) {
+                return owner;
+            }
+        }
     }
 
     /// One message of the tool's threads; an error when the tool is gone.
@@ -219,31 +238,49 @@ impl Broker {
         lost.into_iter().rev().for_each(|i| self.lose(i));
     }
 
+    /// Accepts the agents that were there before the session. One that does not come (stopped, or gone since) is
+    /// waited for once.
+    fn await_expected(&mut self, deadline: Instant) {
+        while !self.expected.is_empty() {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let alive = |p: &i32| std::path::Path::new(&format!("/proc/{p}")).exists();
+            self.expected.retain(alive);
+            if left.is_zero() {
+                self.expected.clear();
+            } else if readable(self.listener.as_fd(), left.min(Duration::from_millis(50))) {
+                self.accept();
+            }
+        }
+    }
+
     /// Waits until the agents have put everything sent so far in force.
     fn synchronise(&mut self) {
+        let deadline = Instant::now() + ACK_LIMIT;
+        self.await_expected(deadline);
         if self.agents.is_empty() {
             return;
         }
         self.seq += 1;
         let seq = self.seq;
         self.relay(&Message::Sync { seq });
-        let deadline = Instant::now() + ACK_LIMIT;
         while let Some(i) = self.agents.iter().position(|a| a.acked < seq && !a.lagging) {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 self.agents[i].lagging = true;
                 continue;
             }
-            let ts = rustix::time::Timespec {
-                tv_sec: left.as_secs() as i64,
-                tv_nsec: left.subsec_nanos() as i64,
-            };
-            let mut fds = [PollFd::new(&self.agents[i].sock, PollFlags::IN)];
-            if rustix::event::poll(&mut fds, Some(&ts)).is_ok_and(|n| n > 0) && agent_message(&mut self.agents[i]).is_err() {
+            if readable(self.agents[i].sock.as_fd(), left) && agent_message(&mut self.agents[i]).is_err() {
                 self.lose(i);
             }
         }
     }
+}
+
+/// Waits until there is something to read, at most `limit`.
+fn readable(fd: BorrowedFd, limit: Duration) -> bool {
+    let ts = rustix::time::Timespec { tv_sec: limit.as_secs() as i64, tv_nsec: limit.subsec_nanos() as i64 };
+    let mut fds = [PollFd::from_borrowed_fd(fd, PollFlags::IN)];
+    rustix::event::poll(&mut fds, Some(&ts)).is_ok_and(|n| n > 0)
 }
 
 /// What a wait found.

@@ -45,6 +45,7 @@ pub fn create(attr: &Attr) -> Result<i64, Errno> {
         btf_value_type_id: a.btf_value_type_id,
     };
     let (memfd, map) = Map::create(&def, possible_cpus())?;
+    map.set_owner(broker::TOOL_OWNER);
     let handle = Arc::new(MapHandle::new(map));
     let id = object::next_id();
     let own = fds::hidden(&memfd)?;

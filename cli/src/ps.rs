@@ -1,0 +1,106 @@
+//! `bpftime ps`: the sessions of this user, what they attach and to whom.
+
+use bpftime_abi::{map_type, prog_type};
+use bpftime_shm::session::wire::{LinkSpec, MapRow, Message, ProgSpec};
+use bpftime_shm::session::{dir, sock};
+use rustix::fd::AsFd;
+use rustix::io::Errno;
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use crate::{Failure, say};
+
+/// Arguments of `bpftime ps`.
+#[derive(clap::Args)]
+pub struct Args {}
+
+/// One tool's session.
+struct Session {
+    pid: i32,
+    command: Vec<u8>,
+    progs: Vec<ProgSpec>,
+    links: Vec<LinkSpec>,
+    maps: Vec<MapRow>,
+    agents: Vec<(i32, u32, u32)>,
+}
+
+/// Lists every session; says so when there is none.
+pub fn run(_: &Args) -> Result<ExitCode, Failure> {
+    let sockets: Vec<_> = dir::candidates().iter().flat_map(|d| dir::sockets(d)).collect();
+    let sessions: Vec<Session> = sockets.iter().filter_map(|path| ask(path)).collect();
+    if sessions.is_empty() {
+        let dirs: Vec<_> = dir::candidates().iter().map(|d| d.display().to_string()).collect();
+        say(format_args!("no sessions in {}", dirs.join(" or ")));
+    }
+    sessions.iter().for_each(show);
+    Ok(ExitCode::SUCCESS)
+}
+
+/// A session that does not answer is reported and passed over; one whose tool is gone is removed.
+fn ask(path: &Path) -> Option<Session> {
+    match listing(path) {
+        Ok(Message::Listing { pid, command, progs, links, maps, agents }) => {
+            Some(Session { pid, command, progs, links, maps, agents })
+        }
+        Err(Errno::CONNREFUSED) => {
+            let _ = std::fs::remove_file(path);
+            None
+        }
+        Ok(_) => None,
+        Err(errno) => {
+            say(format_args!("{}: {errno}; its tool is stopped or busy", path.display()));
+            None
+        }
+    }
+}
+
+fn listing(path: &Path) -> Result<Message, Errno> {
+    let sock = sock::connect(path)?;
+    sock::set_timeout(&sock, Duration::from_secs(2))?;
+    sock::send(sock.as_fd(), &Message::List.encode(), &[])?;
+    Message::decode(&sock::recv(sock.as_fd(), false)?.bytes)
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).trim_end_matches('\0').replace('\0', " ")
+}
+
+fn show(s: &Session) {
+    say(format_args!("session of pid {}: {}", s.pid, text(&s.command)));
+    for p in &s.progs {
+        let maps: Vec<_> = p.maps.iter().map(u32::to_string).collect();
+        say(format_args!(
+            "  prog {} {} name {} maps {}",
+            p.prog,
+            prog_type::short_name(p.prog_type),
+            text(&p.name),
+            maps.join(",")
+        ));
+    }
+    for l in &s.links {
+        let kind = if l.ret { "uretprobe" } else { "uprobe" };
+        let whom = if l.pid > 0 { format!(" pid {}", l.pid) } else { String::new() };
+        let at = l.points.first().map_or(0, |p| p.offset);
+        let more = match l.points.len() {
+            0 | 1 => String::new(),
+            n => format!(" and {} more", n - 1),
+        };
+        say(format_args!("  link {} prog {} {kind} {}+{at:#x}{more}{whom}", l.link, l.prog, text(&l.path)));
+    }
+    for m in &s.maps {
+        say(format_args!(
+            "  map {} {} name {} key {}B value {}B max_entries {}",
+            m.map,
+            map_type::short_name(m.map_type),
+            text(&m.name),
+            m.key_size,
+            m.value_size,
+            m.max_entries
+        ));
+    }
+    for (pid, sites, refused) in &s.agents {
+        let refused = if *refused > 0 { format!(", {refused} could not be placed") } else { String::new() };
+        say(format_args!("  process {pid}: {sites} probes{refused}"));
+    }
+}
