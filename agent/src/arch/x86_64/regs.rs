@@ -1,0 +1,40 @@
+//! The register file as BPF programs see it.
+
+/// The kernel's `struct pt_regs` on x86-64 (arch/x86/include/uapi/asm/ptrace.h): the context of uprobe programs.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct PtRegs {
+    pub r15: u64,
+    pub r14: u64,
+    pub r13: u64,
+    pub r12: u64,
+    pub bp: u64,
+    pub bx: u64,
+    pub r11: u64,
+    pub r10: u64,
+    pub r9: u64,
+    pub r8: u64,
+    pub ax: u64,
+    pub cx: u64,
+    pub dx: u64,
+    pub si: u64,
+    pub di: u64,
+    pub orig_ax: u64,
+    pub ip: u64,
+    pub cs: u64,
+    pub flags: u64,
+    pub sp: u64,
+    pub ss: u64,
+}
+
+// The assembly in entry.rs and stubs.rs spells these offsets out.
+const _: () = {
+    use std::mem::offset_of;
+    assert!(size_of::<PtRegs>() == 168);
+    assert!(offset_of!(PtRegs, bp) == 32 && offset_of!(PtRegs, ax) == 80 && offset_of!(PtRegs, di) == 112);
+    assert!(offset_of!(PtRegs, orig_ax) == 120 && offset_of!(PtRegs, ip) == 128);
+    assert!(
+        offset_of!(PtRegs, flags) == 144 && offset_of!(PtRegs, sp) == 152 && offset_of!(PtRegs, ss) == 160
+    );
+};

@@ -1,0 +1,250 @@
+//! Choosing a form for a site and building its thunk. Nothing of the program is touched here.
+
+use super::{Built, CannotHook, Engine, Entry, Form, INT3, Look, Pad};
+use crate::arch::{entry_common, entry_common_flags, flow, sys};
+use crate::hook::near::Fixed;
+use crate::hook::plan::{self, JUMP, SHORT, Window};
+use crate::hook::{Site, made, tasks, thunk};
+use iced_x86::Instruction;
+use std::ops::Range;
+use std::time::{Duration, Instant};
+
+impl Engine {
+    /// Code at `addr` as the program was built, whatever we wrote over it.
+    pub(super) fn original(&mut self, addr: usize, len: usize) -> Vec<u8> {
+        let mut code = vec![0; len];
+        let got = self.text.read(addr, &mut code);
+        if got < len {
+            // The read may have stopped at the mapping's end, or refused a page: take what the first page has.
+            let first = (addr | 4095) + 1 - addr;
+            let retry = if got == 0 { self.text.read(addr, &mut code[..first.min(len)]) } else { got };
+            code.truncate(retry);
+        }
+        let end = addr + code.len();
+        let mut put = |at: usize, bytes: &[u8]| {
+            for (i, b) in bytes.iter().enumerate().filter(|(i, _)| (addr..end).contains(&(at + i))) {
+                code[at + i - addr] = *b;
+            }
+        };
+        for e in
+            self.entries.range(addr.saturating_sub(256)..end).map(|(_, e)| e).filter(|e| e.form != Form::Bare)
+        {
+            let touched = e.covers().len();
+            put(e.addr(), &e.original[..touched.min(e.original.len())]);
+        }
+        for (at, pad) in self.pads.range(addr.saturating_sub(JUMP)..end) {
+            put(*at, &pad.original);
+        }
+        code
+    }
+
+    /// Narrows the site whose window covers `addr`, if there is one.
+    pub(super) fn make_room(&mut self, addr: usize) -> Result<(), CannotHook> {
+        let earlier: Vec<_> = self
+            .entries
+            .range(addr.saturating_sub(16)..addr)
+            .filter(|(_, e)| e.form != Form::Bare)
+            .map(|(a, e)| (*a, e.first_len, e.covers().contains(&addr)))
+            .collect();
+        for (site, first_len, covered) in earlier {
+            let e = &self.entries[&site];
+            let boundary = e.thunk.copies.iter().any(|(off, _)| site + off == addr);
+            if addr < site + first_len || (covered && !boundary) {
+                return Err(CannotHook::InsideInstruction { addr, site });
+            }
+            // Its thunk runs a copy of our instruction, even where the window ends before it.
+            if boundary {
+                self.narrow(site)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// True when no other site's patch or padding, and no other site's address, lies in `range`.
+    pub(super) fn unclaimed(&self, range: &Range<usize>, but: usize) -> bool {
+        let apart = |r: Range<usize>| r.end <= range.start || range.end <= r.start;
+        let sites = self.entries.range(range.start.saturating_sub(16)..range.end).map(|(_, e)| e);
+        let pads = self.pads.range(range.start.saturating_sub(JUMP)..range.end);
+        sites
+            .filter(|e| e.addr() != but && e.form != Form::Bare)
+            .all(|e| apart(e.addr()..e.addr() + e.first_len.max(1)) && apart(e.covers()))
+            && pads
+                .filter(|(_, p)| p.owner != but || p.leaving.is_none())
+                .all(|(at, _)| apart(*at..*at + JUMP))
+    }
+
+    /// Chooses a form and builds the thunk for it. Nothing of the program is touched yet.
+    pub(super) fn prepare(&mut self, site: &'static Site, code: &[u8]) -> Result<Entry, CannotHook> {
+        let addr = site.addr;
+        let first = flow::decode(code, addr as u64).next().ok_or(CannotHook::NotCode(addr))?;
+        if code[0] == INT3 {
+            return Err(CannotHook::Breakpoint(addr));
+        }
+        let entry = |form, thunk, insns: &[Instruction], pad| Entry {
+            site,
+            form,
+            thunk,
+            original: code[..insns.iter().map(|i| i.len()).sum::<usize>().max(1)].to_vec(),
+            first_len: first.len(),
+            pad,
+            since: 0,
+            hopeless: false,
+            leaving: false,
+        };
+        let blocker = self.trap_blocker();
+        if first.len() >= JUMP
+            && let Some(t) = self.build_near(site, &[first], code, addr + JUMP, [false; 4])?
+        {
+            return Ok(entry(Form::Jump, t, &[first], None));
+        }
+        if blocker.is_none()
+            && let Some(w) = Window::at(code, addr as u64)
+            && w.insns.len() > 1
+            && self.unclaimed(&(addr..w.insns.last().map_or(addr, |i| i.next_ip() as usize)), addr)
+            && let Ok(Some(t)) = self.build_near(site, &w.insns, code, addr + JUMP, w.fixed())
+        {
+            return Ok(entry(Form::Jump, t, &w.insns, None));
+        }
+        if let Some((pad, t)) = self.build_short(site, &first, code)? {
+            return Ok(entry(Form::Short, t, &[first], Some(pad)));
+        }
+        if let Some(tid) = blocker {
+            return Err(CannotHook::TrapBlocked { addr, tid });
+        }
+        let t = self.build_anywhere(site, &[first], code)?;
+        Ok(entry(Form::Trap, t, &[first], None))
+    }
+
+    pub(super) fn build_short(
+        &mut self,
+        site: &'static Site,
+        first: &Instruction,
+        code: &[u8],
+    ) -> Result<Option<(usize, Built)>, CannotHook> {
+        if first.len() < SHORT {
+            return Ok(None);
+        }
+        let free = |at: usize| self.unclaimed(&(at..at + JUMP), site.addr);
+        let Some(pad) = plan::padding(code, site.addr as u64, free) else { return Ok(None) };
+        let Some(thunk) = self.build_near(site, std::slice::from_ref(first), code, pad + JUMP, [false; 4])?
+        else {
+            return Ok(None);
+        };
+        // Our own from an earlier probe, not restored yet: usable if it says the same.
+        if self.pads.get(&pad).is_some_and(|p| p.target != thunk.at) {
+            return Ok(None);
+        }
+        let mut original = [0; JUMP];
+        original.copy_from_slice(&code[pad - site.addr..][..JUMP]);
+        self.pads.insert(pad, Pad { original, owner: site.addr, target: thunk.at, leaving: None });
+        Ok(Some((pad, thunk)))
+    }
+
+    pub(super) fn build_near(
+        &mut self,
+        site: &'static Site,
+        insns: &[Instruction],
+        code: &[u8],
+        from: usize,
+        fixed: Fixed,
+    ) -> Result<Option<Built>, CannotHook> {
+        if let Some(t) = self.reuse(site.addr, insns, code, from, fixed) {
+            return Ok(Some(t));
+        }
+        let room = thunk::room(insns.len());
+        let Some(at) = self.near.place(&mut self.maps, from, fixed, room) else { return Ok(None) };
+        self.build(at, site, insns, code).map(Some)
+    }
+
+    pub(super) fn build_anywhere(
+        &mut self,
+        site: &'static Site,
+        insns: &[Instruction],
+        code: &[u8],
+    ) -> Result<Built, CannotHook> {
+        if let Some(t) = self.build_near(site, insns, code, site.addr + JUMP, [false; 4])? {
+            return Ok(t);
+        }
+        let at = self.near.anywhere(thunk::room(insns.len())).ok_or(CannotHook::NoMemory(site.addr))?;
+        self.build(at, site, insns, code)
+    }
+
+    /// The thunk of an earlier probe at this address, if it does what is needed.
+    pub(super) fn reuse(
+        &mut self,
+        addr: usize,
+        insns: &[Instruction],
+        code: &[u8],
+        from: usize,
+        fixed: Fixed,
+    ) -> Option<Built> {
+        let e = self.entries.get(&addr).filter(|e| e.form == Form::Bare)?;
+        let len: usize = insns.iter().map(|i| i.len()).sum();
+        let disp = i32::try_from(e.thunk.at as i64 - from as i64).ok()?.to_le_bytes();
+        let fits = fixed.iter().zip(disp).all(|(f, b)| !f || b == INT3);
+        let same =
+            e.thunk.copies.len() == insns.len() && e.original.len() == len && code.starts_with(&e.original);
+        (fits && same).then(|| Built { at: e.thunk.at, copies: e.thunk.copies.clone() })
+    }
+
+    pub(super) fn build(
+        &mut self,
+        at: usize,
+        site: &'static Site,
+        insns: &[Instruction],
+        code: &[u8],
+    ) -> Result<Built, CannotHook> {
+        let live = flow::status_flags_live(code, site.addr as u64);
+        let common = if live { entry_common_flags() } else { entry_common() };
+        let made = thunk::assemble(at, std::ptr::from_ref(site) as usize, common, insns, code)?;
+        let written =
+            if self.near.paged { write_paged(at, &made.bytes) } else { self.text.write(at, &made.bytes) };
+        if !written {
+            return Err(CannotHook::NoMemory(site.addr));
+        }
+        let copies: Vec<_> = insns
+            .iter()
+            .zip(&made.starts)
+            .map(|(i, start)| (i.ip() as usize - site.addr, at + start))
+            .collect();
+        made::remember(at, made.bytes.len(), site.addr, &copies);
+        Ok(Built { at, copies })
+    }
+
+    /// A thread that blocks SIGTRAP, if any. Looking takes 20 us per thread, and 20 ms if there is one: not repeated
+    /// for every site when many are attached to a process of many threads.
+    pub(super) fn trap_blocker(&mut self) -> Option<i32> {
+        const FEW_THREADS: Duration = Duration::from_micros(500);
+        const NONE: Duration = Duration::from_millis(2);
+        const ONE: Duration = Duration::from_millis(200);
+        if let Some(last) = &self.blocks_trap {
+            let valid = match last.found {
+                Some(_) => ONE,
+                None if last.took < FEW_THREADS => Duration::ZERO,
+                None => NONE,
+            };
+            if last.at.elapsed() < valid {
+                return last.found;
+            }
+        }
+        let start = Instant::now();
+        let found = tasks::blocks_trap();
+        self.blocks_trap = Some(Look { at: Instant::now(), took: start.elapsed(), found });
+        found
+    }
+}
+
+/// Writes to a thunk's own pages, then makes them executable: where /proc/self/mem is closed.
+pub(super) fn write_paged(at: usize, bytes: &[u8]) -> bool {
+    let start = at & !4095;
+    let len = (at + bytes.len()).next_multiple_of(4096) - start;
+    // SAFETY: pages that hold this thunk only, which nobody runs yet.
+    unsafe {
+        let protect = |prot: i32| sys::syscall(libc::SYS_mprotect, [start, len, prot as usize, 0, 0, 0]) == 0;
+        if !protect(libc::PROT_READ | libc::PROT_WRITE) {
+            return false;
+        }
+        std::ptr::copy_nonoverlapping(bytes.as_ptr(), at as *mut u8, bytes.len());
+        protect(libc::PROT_READ | libc::PROT_EXEC)
+    }
+}

@@ -1,0 +1,104 @@
+//! One probed address, as the probe path sees it.
+
+use super::{Callbacks, thunk};
+use std::sync::atomic::{AtomicPtr, AtomicU32, AtomicUsize, Ordering::*};
+
+/// What is wanted at an address.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Want {
+    /// Call [`Callbacks::entry`] before the instruction at the address.
+    pub entry: bool,
+    /// Call [`Callbacks::ret`] when the function that starts at the address returns.
+    pub ret: bool,
+}
+
+impl Want {
+    /// Entry only.
+    pub const ENTRY: Self = Self { entry: true, ret: false };
+    /// Return only.
+    pub const RETURN: Self = Self { entry: false, ret: true };
+    /// Both; the entry callback runs first.
+    pub const BOTH: Self = Self { entry: true, ret: true };
+}
+
+pub(super) const ENTRY: u32 = 1;
+pub(super) const RETURN: u32 = 2;
+
+/// A probed address. Never freed: threads may be anywhere between the patch and the callback.
+#[repr(C)]
+pub struct Site {
+    /// The probed address. First, because the assembly reads it there.
+    pub addr: usize,
+    /// [`ENTRY`] | [`RETURN`]; 0 makes the probe a detour without effect.
+    want: AtomicU32,
+    /// Where the thunk is: see thunk.rs for what is at which offset.
+    thunk: AtomicUsize,
+    callbacks: Callbacks,
+    /// The opaque list that the callbacks read. Published by the control thread with Release; what it replaced may be
+    /// freed after [`super::Engine::quiesce`].
+    pub programs: AtomicPtr<()>,
+}
+
+// entry.rs: `mov rax, [rdi]` is the address
+const _: () = assert!(std::mem::offset_of!(Site, addr) == 0);
+
+impl Site {
+    pub(super) fn new(addr: usize, callbacks: Callbacks) -> &'static Self {
+        Box::leak(Box::new(Self {
+            addr,
+            want: AtomicU32::new(0),
+            thunk: AtomicUsize::new(0),
+            callbacks,
+            programs: AtomicPtr::new(std::ptr::null_mut()),
+        }))
+    }
+
+    pub(super) fn set_want(&self, want: Want) {
+        let bits = if want.entry { ENTRY } else { 0 } | if want.ret { RETURN } else { 0 };
+        self.want.store(bits, Release);
+    }
+
+    /// What is wanted here now.
+    pub fn want(&self) -> Want {
+        let bits = self.wanted();
+        Want { entry: bits & ENTRY != 0, ret: bits & RETURN != 0 }
+    }
+
+    #[inline(always)]
+    pub(super) fn wanted(&self) -> u32 {
+        self.want.load(Relaxed)
+    }
+
+    #[inline(always)]
+    pub(super) fn callbacks(&self) -> Callbacks {
+        self.callbacks
+    }
+
+    /// Release: the thunk's bytes are in place before threads are sent there.
+    pub(super) fn set_thunk(&self, at: usize) {
+        self.thunk.store(at, Release);
+    }
+
+    #[inline(always)]
+    pub(super) fn thunk(&self) -> usize {
+        self.thunk.load(Relaxed)
+    }
+
+    /// Where the thunk goes on with the displaced instructions.
+    #[inline(always)]
+    pub(super) fn go_on(&self) -> usize {
+        self.thunk() + thunk::GO_ON
+    }
+
+    /// Where the thunk drops the return address and jumps to the address at `sp - 8`.
+    #[inline(always)]
+    pub(super) fn leave(&self) -> usize {
+        self.thunk() + thunk::LEAVE
+    }
+
+    /// The displaced instructions, with the stack as at the probed address.
+    #[inline(always)]
+    pub(super) fn copy(&self) -> usize {
+        self.thunk() + thunk::COPY
+    }
+}

@@ -1,0 +1,182 @@
+//! SIGTRAP, SIGSEGV and SIGBUS: ours in the kernel, the application's in its own eyes.
+//!
+//! Rules for this module: a handler may run at any instruction of any thread, also inside malloc or our own
+//! code. So: raw system calls, atomics, no allocation, no lock that the interrupted code could hold (writers of
+//! the records block all signals first).
+//!
+//! What is ours: an int3 the engine wrote; a fault in a guarded copy; a fault in BPF code under `run_guarded`.
+//! Everything else goes to the disposition the application set, with its mask and flags: a handler is called in
+//! place, SIG_DFL is restored and the signal happens again, SIG_IGN returns unless the signal was forced.
+
+mod chain;
+mod ranges;
+
+use crate::arch::{copy, sys};
+use crate::hook::{self, ThreadBlock};
+use chain::{KernelAction, Record};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering::*};
+
+pub use ranges::{register_code_range, unregister_code_range};
+
+const SIGNALS: [i32; 3] = [libc::SIGTRAP, libc::SIGSEGV, libc::SIGBUS];
+static APP: [Record; 3] = [const { Record::new() }; 3];
+static INSTALLED: AtomicBool = AtomicBool::new(false);
+
+/// 0 = not read yet, 1 = no filter, 2 = filtered.
+static SECCOMP: AtomicU8 = AtomicU8::new(0);
+
+fn record(sig: i32) -> Option<&'static Record> {
+    SIGNALS.iter().position(|&s| s == sig).map(|i| &APP[i])
+}
+
+type Handler = unsafe extern "C-unwind" fn(i32, *mut libc::siginfo_t, *mut libc::ucontext_t);
+
+fn our_action(sig: i32) -> KernelAction {
+    let f: Handler = if sig == libc::SIGTRAP { on_trap } else { on_fault };
+    // NODEFER and an empty mask: a guarded copy in the application's handler for the same signal works too.
+    let flags = libc::SA_SIGINFO | libc::SA_ONSTACK | libc::SA_NODEFER;
+    KernelAction::new(f as *const () as usize, flags as u64, 0)
+}
+
+/// Installs the handlers and remembers what was there. May be called again.
+pub fn install() {
+    if INSTALLED.swap(true, AcqRel) {
+        reassert();
+        return;
+    }
+    ranges::find_library();
+    for (i, sig) in SIGNALS.into_iter().enumerate() {
+        if let Some(old) = chain::kernel_sigaction(sig, Some(&our_action(sig))) {
+            APP[i].store(&old);
+        }
+    }
+}
+
+/// Checks that our handlers are still in the kernel; a handler that replaced one (by a raw system call) becomes the
+/// application's, and ours goes back in front. True if anything had to be put right.
+pub fn reassert() -> bool {
+    let mut changed = false;
+    for (i, sig) in SIGNALS.into_iter().enumerate() {
+        let ours = our_action(sig);
+        let Some(now) = chain::kernel_sigaction(sig, None) else { continue };
+        if now.handler != ours.handler {
+            APP[i].store(&now);
+            chain::kernel_sigaction(sig, Some(&ours));
+            changed = true;
+        }
+    }
+    changed
+}
+
+/// Answers the application's `sigaction(sig, new, old)` for the signals we hold. False: not ours, pass it on.
+///
+/// # Safety
+/// `new` and `old` are null or point to libc's `struct sigaction`.
+pub unsafe fn on_sigaction(sig: i32, new: *const libc::sigaction, old: *mut libc::sigaction) -> bool {
+    let Some(record) = record(sig).filter(|_| INSTALLED.load(Acquire)) else { return false };
+    // SAFETY: the caller's promise; read before `old` is written, they may be the same object.
+    let wanted = unsafe { new.as_ref() }.map(KernelAction::from_libc);
+    let before = match &wanted {
+        Some(action) => record.replace(action),
+        None => record.load(),
+    };
+    // SAFETY: the caller's promise.
+    if let Some(old) = unsafe { old.as_mut() } {
+        before.to_libc(old);
+    }
+    true
+}
+
+/// Takes our signals out of a set that the application is about to block: a thread that blocks SIGTRAP dies at an
+/// int3. For the preload library's sigprocmask and pthread_sigmask.
+pub fn keep_unblocked(set: &mut u64) {
+    for sig in SIGNALS {
+        *set &= !(1 << (sig - 1));
+    }
+}
+
+/// True when this thread blocks SIGSEGV or SIGBUS, so that guarded copies must not be used. About 100 ns.
+pub fn faults_blocked() -> bool {
+    const FAULTS: u64 = 1 << (libc::SIGSEGV - 1) | 1 << (libc::SIGBUS - 1);
+    sys::blocked_signals().is_none_or(|set| set & FAULTS != 0)
+}
+
+/// True when the process has a seccomp filter, as last seen by [`read_seccomp`].
+pub fn seccomp_filtered() -> bool {
+    SECCOMP.load(Relaxed) == 2
+}
+
+/// Reads the seccomp mode. Called by the control thread: opens a file.
+pub fn read_seccomp() {
+    let status = std::fs::read_to_string("/proc/thread-self/status").unwrap_or_default();
+    let mode = status.lines().find_map(|l| l.strip_prefix("Seccomp:")).map_or("0", str::trim);
+    SECCOMP.store(if mode == "0" { 1 } else { 2 }, Relaxed);
+}
+
+const RIP: usize = libc::REG_RIP as usize;
+const RSP: usize = libc::REG_RSP as usize;
+const EFL: usize = libc::REG_EFL as usize;
+/// si_code of an int3 (and of a general protection fault): sent by the kernel, no address.
+const SI_KERNEL: i32 = 0x80;
+
+/// # Safety
+/// Called by the kernel as a signal handler.
+unsafe extern "C-unwind" fn on_trap(sig: i32, info: *mut libc::siginfo_t, uc: *mut libc::ucontext_t) {
+    // SAFETY: the kernel passes valid pointers to objects on the signal stack.
+    let (code, regs) = unsafe { ((*info).si_code, &mut (*uc).uc_mcontext.gregs) };
+    if code == SI_KERNEL
+        && let Some(rip) = hook::trapped(regs[RIP] as usize)
+    {
+        regs[RIP] = rip as i64;
+        return;
+    }
+    // SAFETY: the kernel's arguments, passed on.
+    unsafe { chain::to_application(&APP[0], sig, info, uc) };
+}
+
+/// # Safety
+/// Called by the kernel as a signal handler.
+unsafe extern "C-unwind" fn on_fault(sig: i32, info: *mut libc::siginfo_t, uc: *mut libc::ucontext_t) {
+    // SAFETY: the kernel passes valid pointers to objects on the signal stack.
+    let (code, regs) = unsafe { ((*info).si_code, &mut (*uc).uc_mcontext.gregs) };
+    let rip = regs[RIP] as usize;
+    // si_code <= 0: sent by a process, the instruction is innocent.
+    if code > 0 {
+        if let Some(to) = copy::fixup(rip) {
+            regs[RIP] = to as i64;
+            return;
+        }
+        if abandon_run(rip, regs) {
+            return;
+        }
+        if let Some(record) = record(sig)
+            && record.has_handler()
+            && let Some(original) = hook::original_rip(rip)
+        {
+            regs[RIP] = original as i64;
+        }
+    }
+    if let Some(record) = record(sig) {
+        // SAFETY: the kernel's arguments, passed on.
+        unsafe { chain::to_application(record, sig, info, uc) };
+    }
+}
+
+/// Ends the guarded run that faulted, if this fault is one's.
+fn abandon_run(rip: usize, regs: &mut [i64; 23]) -> bool {
+    // SAFETY: the record lives on the stack of the run it describes, which is below us.
+    let Some(recover) = ThreadBlock::existing().and_then(|b| unsafe { b.recover.load(Relaxed).as_ref() })
+    else {
+        return false;
+    };
+    let rsp = recover.rsp.load(Relaxed);
+    let in_program = ranges::contains(rip) || (recover.helper.load(Relaxed) != 0 && ranges::in_library(rip));
+    if rsp == 0 || !in_program {
+        return false;
+    }
+    recover.helper.store(0, Relaxed);
+    regs[RSP] = rsp as i64;
+    regs[RIP] = recover.rip.load(Relaxed) as i64;
+    regs[EFL] &= !0x400;
+    true
+}
