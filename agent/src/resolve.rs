@@ -13,6 +13,8 @@ pub struct Mapping {
     pub offset: u64,
     /// Mapped executable.
     pub exec: bool,
+    /// Mapped private and writable.
+    pub writable: bool,
     /// Device as maps prints it.
     pub dev: u64,
     /// Inode.
@@ -43,6 +45,7 @@ fn parse_line(line: &str) -> Option<Mapping> {
         end: usize::from_str_radix(end, 16).ok()?,
         offset,
         exec: perms.as_bytes().get(2) == Some(&b'x'),
+        writable: perms.as_bytes().get(1) == Some(&b'w') && perms.ends_with('p'),
         dev,
         ino,
         path: fields.next().unwrap_or("").trim_start().to_string(),
@@ -52,7 +55,8 @@ fn parse_line(line: &str) -> Option<Mapping> {
 /// Whether `m` maps the file that stat calls (`dev`, `ino`). On btrfs and overlayfs maps prints another device than
 /// stat does, so a device that differs is settled by asking stat about the mapped path.
 pub fn is_file(m: &Mapping, dev: u64, ino: u64) -> bool {
-    m.ino == ino && (m.dev == dev || fs::stat(m.path.as_str()).is_ok_and(|st| st.st_dev == dev && st.st_ino == ino))
+    m.ino == ino
+        && (m.dev == dev || fs::stat(m.path.as_str()).is_ok_and(|st| st.st_dev == dev && st.st_ino == ino))
 }
 
 /// Every address at which byte `offset` of the file is mapped executable.

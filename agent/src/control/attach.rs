@@ -1,5 +1,6 @@
 //! Links to probes: which programs stand at which address.
 
+use super::semaphore::Semaphores;
 use super::session::{Link, Session};
 use crate::hook::{Engine, Site, Want};
 use crate::resolve::{self, Mapping};
@@ -13,7 +14,9 @@ pub struct Sites {
     engine: Engine,
     lists: HashMap<usize, Probe>,
     /// Lists that a thread may still be reading.
+    #[expect(clippy::vec_box, reason = "threads hold the address of the list, so it must not move")]
     retired: Vec<Box<Programs>>,
+    semaphores: Semaphores,
     /// The dynamic linker's notification function, probed while there are links.
     linker: Option<usize>,
 }
@@ -40,7 +43,7 @@ pub type Dirty = HashSet<usize>;
 impl Sites {
     /// No probes yet.
     pub fn new(engine: Engine) -> Self {
-        Self { engine, lists: HashMap::new(), retired: Vec::new(), linker: None }
+        Self { engine, lists: HashMap::new(), retired: Vec::new(), semaphores: Semaphores::default(), linker: None }
     }
 
     /// Where `link` belongs in `maps` and does not stand yet; marks those addresses.
@@ -69,7 +72,8 @@ impl Sites {
         let mut gone = Dirty::new();
         for link in sessions.iter_mut().flat_map(|s| s.links.values_mut()) {
             let placed = std::mem::take(&mut link.placed);
-            let (keep, lost): (Vec<_>, Vec<_>) = placed.into_iter().partition(|(addr, _)| mapped(*addr, link));
+            let (keep, lost): (Vec<_>, Vec<_>) =
+                placed.into_iter().partition(|(addr, _)| mapped(*addr, link));
             link.placed = keep;
             gone.extend(lost.into_iter().map(|(addr, _)| addr));
         }
@@ -77,6 +81,7 @@ impl Sites {
         if !ranges.is_empty() {
             self.engine.forget_unmapped(&ranges);
         }
+        gone.iter().for_each(|addr| self.semaphores.forget(*addr));
         self.retired.extend(gone.iter().filter_map(|addr| self.lists.remove(addr)).map(|p| p.list));
     }
 
@@ -86,10 +91,13 @@ impl Sites {
             let programs = collect(sessions, addr);
             let want = Want { entry: !programs.entry.is_empty(), ret: !programs.ret.is_empty() };
             if want.entry || want.ret {
-                if !self.install(addr, want, programs) {
+                if self.install(addr, want, programs) {
+                    self.raise_semaphore(sessions, addr);
+                } else {
                     refuse(sessions, addr);
                 }
             } else {
+                self.semaphores.lower(addr);
                 self.remove(addr);
             }
         }
@@ -112,6 +120,12 @@ impl Sites {
             probe.site.programs.store(std::ptr::null_mut(), Ordering::Release);
             self.retired.push(probe.list);
         }
+    }
+
+    fn raise_semaphore(&mut self, sessions: &[Session], addr: usize) {
+        let Some(place) = semaphore_of(sessions, addr) else { return };
+        let maps = resolve::mappings().unwrap_or_default();
+        self.semaphores.raise(addr, place, &maps);
     }
 
     /// Finishes what had to wait for threads; tells whether some still has to.
@@ -168,6 +182,13 @@ fn collect(sessions: &[Session], addr: usize) -> Programs {
         }
     }
     programs
+}
+
+/// File and offset of the semaphore of the probe at `addr`, if a link names one.
+fn semaphore_of(sessions: &[Session], addr: usize) -> Option<(u64, u64, u64)> {
+    let links = sessions.iter().flat_map(|s| s.links.values());
+    let here = links.flat_map(|l| l.placed.iter().filter(|(a, _)| *a == addr).map(move |(_, i)| (l, *i)));
+    here.map(|(l, i)| (l.spec.dev, l.spec.ino, l.spec.points[i].ref_ctr_offset)).find(|(_, _, off)| *off != 0)
 }
 
 /// Records that the probes at `addr` could not be placed.

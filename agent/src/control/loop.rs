@@ -1,18 +1,18 @@
 //! The control thread's loop, and how the process's threads reach it.
 
+use super::state::{State, Summary};
 use crate::arch::sys;
 use crate::fds;
-use super::state::{State, Summary};
 use crate::hook::{Engine, Mute};
 use bpftime_shm::session::{dir, sock};
 use rustix::event::{PollFd, PollFlags};
 use rustix::fd::OwnedFd;
 use rustix::fs::inotify;
 use rustix::thread::futex;
-use std::path::PathBuf;
 use std::cell::UnsafeCell;
-use std::sync::{Mutex, MutexGuard};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 /// Held by the control thread while it changes anything; fork holds it, so a child never inherits a half-made change.
@@ -103,7 +103,8 @@ fn sleep(wake: &OwnedFd, watch: &Watch, soon: bool) {
     if let Some(fd) = &watch.fd {
         fds.push(PollFd::new(fd, PollFlags::IN));
     }
-    let timeout = if soon { Some(rustix::time::Timespec { tv_sec: 0, tv_nsec: 20_000_000 }) } else { watch.timeout() };
+    let timeout =
+        if soon { Some(rustix::time::Timespec { tv_sec: 0, tv_nsec: 20_000_000 }) } else { watch.timeout() };
     let _ = rustix::event::poll(&mut fds, timeout.as_ref());
 }
 
@@ -203,10 +204,8 @@ fn wait_done(seq: u32, limit: Duration) {
         if left.is_zero() {
             return;
         }
-        let ts = rustix::time::Timespec {
-            tv_sec: left.as_secs() as i64,
-            tv_nsec: left.subsec_nanos() as i64,
-        };
+        let ts =
+            rustix::time::Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos() as i64 };
         let _ = futex::wait(&DONE, futex::Flags::PRIVATE, done, Some(&ts));
     }
 }

@@ -109,7 +109,8 @@ impl State {
                         match t {
                             Todo::Nothing => {}
                             Todo::Attach(link) => {
-                                let maps = maps.get_or_insert_with(|| resolve::mappings().unwrap_or_default());
+                                let maps =
+                                    maps.get_or_insert_with(|| resolve::mappings().unwrap_or_default());
                                 if let Some(link) = session.links.get_mut(&link) {
                                     self.sites.place(link, maps, &mut dirty);
                                 }
