@@ -1,8 +1,65 @@
-//! Helper functions: one row each. The agent must implement every row (it builds its address table from this list), the
-//! server answers feature probes from it, the verifier will take its prototypes from it.
+//! Helper functions: one row each, with its prototype. The agent must implement every row (it builds its address table
+//! from this list), the server answers feature probes from it, the verifier takes its prototypes from it.
+
+/// What a helper expects in one of r1 to r5.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Arg {
+    /// Any initialised register.
+    Any,
+    /// A map, as `lddw` loads it.
+    Map,
+    /// `key_size` bytes of the map in an earlier argument, read.
+    MapKey,
+    /// `value_size` bytes of the map in an earlier argument, read.
+    MapValue,
+    /// Memory that is read; its size is the next argument.
+    Mem,
+    /// Memory that is written without being read; its size is the next argument.
+    MemOut,
+    /// Bytes of the memory before it, at least one.
+    Size,
+    /// Bytes of the memory before it. With none, the memory may be NULL.
+    SizeOrZero,
+    /// The context, unmodified.
+    Ctx,
+    /// Bytes to reserve, a known constant.
+    AllocSize,
+    /// The start of a reserved record, which the call gives up.
+    Record,
+    /// A function of the program.
+    Callback,
+    /// What a callback gets: a stack address or NULL.
+    CallbackCtx,
+    /// A string that ends inside of a frozen, read-only map.
+    ConstStr,
+}
+
+/// What a helper leaves in r0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ret {
+    /// Any number.
+    Number,
+    /// Nothing that a program may use.
+    Nothing,
+    /// A value of the map in the first argument, or NULL.
+    MapValueOrNull,
+    /// A ring buffer record of as many bytes as the allocation size says, or NULL. It must be given up.
+    RecordOrNull,
+}
+
+/// The prototype of a helper (bpf-helpers(7); types and licence as the kernel's verifier answers).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Proto {
+    /// Arguments, r1 first.
+    pub args: &'static [Arg],
+    /// Result.
+    pub ret: Ret,
+    /// Only for programs with a licence that is compatible with the GPL.
+    pub gpl_only: bool,
+}
 
 macro_rules! helpers {
-    ($($id:literal $name:ident;)*) => {
+    ($($id:literal $name:ident($($arg:ident),*) -> $ret:ident $($gpl:ident)?;)*) => {
         /// Helper numbers by kernel name.
         #[allow(missing_docs)]
         #[allow(non_upper_case_globals)]
@@ -14,51 +71,80 @@ macro_rules! helpers {
 
         /// `(number, name)` of every helper that bpftime has, in numerical order.
         pub const NAMES: &[(u32, &str)] = &[$(($id, stringify!($name))),*];
+
+        /// Names with `bpf_`, in the order of [`NAMES`].
+        const FULL_NAMES: &[&str] = &[$(concat!("bpf_", stringify!($name))),*];
+
+        /// Prototypes in the order of [`NAMES`].
+        const PROTOS: &[Proto] = &[$(
+            Proto { args: &[$(Arg::$arg),*], ret: Ret::$ret, gpl_only: helpers!(@gpl $($gpl)?) },
+        )*];
     };
+    (@gpl gpl) => { true };
+    (@gpl) => { false };
 }
 
 helpers! {
-    1 map_lookup_elem;
-    2 map_update_elem;
-    3 map_delete_elem;
-    4 probe_read;
-    5 ktime_get_ns;
-    7 get_prandom_u32;
-    8 get_smp_processor_id;
-    14 get_current_pid_tgid;
-    15 get_current_uid_gid;
-    16 get_current_comm;
-    25 perf_event_output;
-    27 get_stackid;
-    35 get_current_task;
-    37 current_task_under_cgroup;
-    45 probe_read_str;
-    67 get_stack;
-    80 get_current_cgroup_id;
-    112 probe_read_user;
-    113 probe_read_kernel;
-    114 probe_read_user_str;
-    115 probe_read_kernel_str;
-    118 jiffies64;
-    125 ktime_get_boot_ns;
-    130 ringbuf_output;
-    131 ringbuf_reserve;
-    132 ringbuf_submit;
-    133 ringbuf_discard;
-    134 ringbuf_query;
-    160 ktime_get_coarse_ns;
-    164 for_each_map_elem;
-    173 get_func_ip;
-    174 get_attach_cookie;
-    181 bpf_loop;
-    182 strncmp;
-    208 ktime_get_tai_ns;
+    1 map_lookup_elem(Map, MapKey) -> MapValueOrNull;
+    2 map_update_elem(Map, MapKey, MapValue, Any) -> Number;
+    3 map_delete_elem(Map, MapKey) -> Number;
+    4 probe_read(MemOut, SizeOrZero, Any) -> Number gpl;
+    5 ktime_get_ns() -> Number gpl;
+    7 get_prandom_u32() -> Number;
+    8 get_smp_processor_id() -> Number;
+    14 get_current_pid_tgid() -> Number;
+    15 get_current_uid_gid() -> Number;
+    16 get_current_comm(MemOut, Size) -> Number;
+    25 perf_event_output(Ctx, Map, Any, Mem, SizeOrZero) -> Number gpl;
+    27 get_stackid(Ctx, Map, Any) -> Number gpl;
+    35 get_current_task() -> Number gpl;
+    37 current_task_under_cgroup(Map, Any) -> Number;
+    45 probe_read_str(MemOut, SizeOrZero, Any) -> Number gpl;
+    67 get_stack(Ctx, MemOut, SizeOrZero, Any) -> Number gpl;
+    80 get_current_cgroup_id() -> Number;
+    112 probe_read_user(MemOut, SizeOrZero, Any) -> Number gpl;
+    113 probe_read_kernel(MemOut, SizeOrZero, Any) -> Number gpl;
+    114 probe_read_user_str(MemOut, SizeOrZero, Any) -> Number gpl;
+    115 probe_read_kernel_str(MemOut, SizeOrZero, Any) -> Number gpl;
+    118 jiffies64() -> Number;
+    125 ktime_get_boot_ns() -> Number gpl;
+    130 ringbuf_output(Map, Mem, SizeOrZero, Any) -> Number;
+    131 ringbuf_reserve(Map, AllocSize, Any) -> RecordOrNull;
+    132 ringbuf_submit(Record, Any) -> Nothing;
+    133 ringbuf_discard(Record, Any) -> Nothing;
+    134 ringbuf_query(Map, Any) -> Number;
+    160 ktime_get_coarse_ns() -> Number gpl;
+    164 for_each_map_elem(Map, Callback, CallbackCtx, Any) -> Number;
+    173 get_func_ip(Ctx) -> Number gpl;
+    174 get_attach_cookie(Ctx) -> Number;
+    181 bpf_loop(Any, Callback, CallbackCtx, Any) -> Number;
+    182 strncmp(Mem, Size, ConstStr) -> Number;
+    208 ktime_get_tai_ns() -> Number gpl;
 }
 
 /// The highest helper number the kernel (6.18) knows.
 pub const KERNEL_HELPER_MAX: u32 = 211;
 
+fn row(id: u32) -> Option<usize> {
+    NAMES.binary_search_by_key(&id, |(n, _)| *n).ok()
+}
+
 /// Whether bpftime has the helper.
 pub fn exists(id: u32) -> bool {
-    NAMES.binary_search_by_key(&id, |(n, _)| *n).is_ok()
+    row(id).is_some()
+}
+
+/// The kernel's name of a helper that bpftime has, without `bpf_`.
+pub fn name(id: u32) -> Option<&'static str> {
+    row(id).map(|at| NAMES[at].1)
+}
+
+/// The kernel's name of a helper that bpftime has.
+pub fn full_name(id: u32) -> Option<&'static str> {
+    row(id).map(|at| FULL_NAMES[at])
+}
+
+/// The prototype of a helper that bpftime has.
+pub fn proto(id: u32) -> Option<&'static Proto> {
+    row(id).map(|at| &PROTOS[at])
 }

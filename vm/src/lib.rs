@@ -14,6 +14,7 @@
 //!   or of the image layout, bumps [`image::VERSION`].
 //! * A compiled program always ends: every back-edge and local call burns fuel. It never reads stack that
 //!   it did not write or that was not cleared.
+//! * [`verify`](mod@verify) judges values and paths; its rules are at the top of that module.
 //! * Messages of [`LoadError`] are read by tools (bpftrace, libbpf); keep the kernel's wording.
 
 pub mod alu;
@@ -29,6 +30,7 @@ pub mod isa;
 #[cfg(feature = "jit")]
 pub mod jit;
 mod program;
+pub mod verify;
 
 pub use contract::{BpfFn, RunHeader};
 pub use decode::{DecodeOptions, Dialect, LoadEnv, LoadError, UnknownHelpers, decode, decode_with};

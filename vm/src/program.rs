@@ -1,7 +1,7 @@
 //! A decoded program: what the interpreter runs, the verifier judges and the compiler translates.
 #![forbid(unsafe_code)]
 
-use crate::isa::{Callee, MAX_STACK, MapIdx, Op};
+use crate::isa::{Callee, Insn, MAX_STACK, MapIdx, Op};
 
 /// Stack of one function, in bytes below r10.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -26,6 +26,7 @@ pub struct Func {
 /// A structurally valid program. Slot indices are those of the bytecode: `lddw` takes two.
 #[derive(Clone, Debug)]
 pub struct Program {
+    pub(crate) insns: Vec<Insn>,
     pub(crate) ops: Vec<Op>,
     pub(crate) funcs: Vec<Func>,
     pub(crate) targets: Vec<bool>,
@@ -36,6 +37,11 @@ pub struct Program {
 }
 
 impl Program {
+    /// The bytecode it was decoded from.
+    pub fn insns(&self) -> &[Insn] {
+        &self.insns
+    }
+
     /// One op per slot.
     pub fn ops(&self) -> &[Op] {
         &self.ops

@@ -88,6 +88,7 @@ pub fn decode_with(
         maps: maps_used(&ops),
         callbacks: ops.iter().any(|op| matches!(op, Op::LoadConst { value: Const::Func(_), .. })),
         hash: bytecode_hash(insns),
+        insns: insns.to_vec(),
         ops,
         funcs,
         reachable,

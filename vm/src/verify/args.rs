@@ -1,0 +1,223 @@
+//! Arguments of helpers.
+
+use super::error::{Check, access, invalid};
+use super::explore::Verifier;
+use super::memory::{RDONLY_PROG, Span, Use};
+use super::state::State;
+use super::value::{Kind, Val};
+use crate::isa::{MapIdx, Reg};
+use bpftime_abi::helper::{self, Arg, Proto};
+use bpftime_abi::map_type::BPF_MAP_TYPE_ARRAY;
+
+/// A helper call while its arguments are checked.
+pub(super) struct Call {
+    pub at: usize,
+    pub id: u32,
+    /// The map among the arguments.
+    pub map: Option<MapIdx>,
+    /// The function among the arguments.
+    pub callback: Option<u32>,
+    /// What the callback gets.
+    pub callback_ctx: Val,
+    /// Bytes to reserve.
+    pub alloc: u32,
+    /// The record that is given up.
+    pub released: u32,
+    /// Stack to overwrite once all arguments are checked.
+    pub written: Vec<Span>,
+}
+
+impl Call {
+    pub fn new(at: usize, id: u32) -> Call {
+        Call {
+            at,
+            id,
+            map: None,
+            callback: None,
+            callback_ctx: Val::constant(0),
+            alloc: 0,
+            released: 0,
+            written: Vec::new(),
+        }
+    }
+}
+
+/// Memory that helpers take.
+const MEMORY: &str = "fp, pkt, pkt_meta, map_key, map_value, mem, ringbuf_mem, buf, trusted_ptr_";
+const MEMORY_OUT: &str = "fp, pkt, pkt_meta, map_key, map_value, mem, ringbuf_mem, buf, trusted_ptr_";
+
+impl Verifier<'_> {
+    /// Checks r1 to r5 against the prototype.
+    pub fn arguments(&mut self, state: &mut State, proto: &Proto, call: &mut Call) -> Check {
+        for (n, arg) in proto.args.iter().enumerate() {
+            let Some(reg) = Reg::new(n as u8 + 1) else { continue };
+            let val = self.read(state, reg)?;
+            self.argument(state, *arg, reg, val, call)?;
+        }
+        for span in std::mem::take(&mut call.written) {
+            self.stack_passed(state, &span, true)?;
+        }
+        Ok(())
+    }
+
+    fn argument(&mut self, state: &mut State, arg: Arg, reg: Reg, val: Val, call: &mut Call) -> Check {
+        let n = reg.index();
+        match arg {
+            Arg::Any => Ok(()),
+            Arg::Map => match val.kind {
+                Kind::Map(map) => self.map_argument(map, call),
+                _ => mismatch(n, &val, "map_ptr"),
+            },
+            Arg::MapKey => {
+                let size = self.map(call.map.unwrap_or(MapIdx(0))).key_size;
+                memory_kind(n, &val, MEMORY)?;
+                self.memory_argument(state, reg, val, size, false, call)
+            }
+            Arg::MapValue => {
+                let size = self.map(call.map.unwrap_or(MapIdx(0))).value_size;
+                memory_kind(n, &val, MEMORY)?;
+                self.memory_argument(state, reg, val, size, false, call)
+            }
+            Arg::Mem => memory_kind(n, &val, MEMORY),
+            Arg::MemOut => memory_kind(n, &val, MEMORY_OUT),
+            Arg::Size | Arg::SizeOrZero => self.sized_memory(state, arg, reg, val, call),
+            Arg::Ctx => match val.kind {
+                Kind::Ctx if val.fixed_off() == Some(0) => Ok(()),
+                Kind::Ctx => {
+                    access(format!("dereference of modified ctx ptr R{n} off={} disallowed", val.off))
+                }
+                _ => mismatch(n, &val, "ctx"),
+            },
+            Arg::AllocSize => match val.known() {
+                Some(size) => {
+                    call.alloc = u32::try_from(size).unwrap_or(u32::MAX);
+                    Ok(())
+                }
+                None if !val.is_scalar() => mismatch(n, &val, "scalar"),
+                None => access(format!("R{n} is not a known constant'")),
+            },
+            Arg::Record => self.record_argument(state, n, &val, call),
+            Arg::Callback => match val.kind {
+                Kind::Func(func) => {
+                    call.callback = Some(func);
+                    Ok(())
+                }
+                _ => mismatch(n, &val, "func"),
+            },
+            Arg::CallbackCtx => match val.kind {
+                Kind::Stack(_) => {
+                    call.callback_ctx = val;
+                    let span = Span { reg: n, ptr: val, off: 0, size: 0 };
+                    self.stack_place(state, &span, "indirect access to").map(|_| ())
+                }
+                _ if val.is_null() => Ok(()),
+                _ => mismatch(n, &val, "fp"),
+            },
+            Arg::ConstStr => self.string_argument(n, &val),
+        }
+    }
+
+    fn map_argument(&mut self, map: MapIdx, call: &mut Call) -> Check {
+        call.map = Some(map);
+        let map_type = self.map(map).map_type;
+        if super::helper::compatible(call.id, map_type) {
+            return Ok(());
+        }
+        let name = helper::full_name(call.id).unwrap_or("unknown");
+        invalid(format!("cannot pass map_type {map_type} into func {name}#{}", call.id))
+    }
+
+    /// The size register of the memory in the register before it.
+    fn sized_memory(&mut self, state: &mut State, arg: Arg, reg: Reg, size: Val, call: &mut Call) -> Check {
+        let n = reg.index();
+        let Some(ptr_reg) = Reg::new(n as u8 - 1) else { return Ok(()) };
+        let ptr = self.read(state, ptr_reg)?;
+        if !size.is_scalar() {
+            return mismatch(n, &size, "scalar");
+        }
+        let range = &size.num.wide;
+        if range.smin < 0 {
+            return access(format!("R{n} min value is negative, either use unsigned or 'var &= const'"));
+        }
+        if range.umin == 0 && arg == Arg::Size {
+            let (min, max) = (range.umin, range.umax);
+            return access(format!("R{n} invalid zero-sized read: u64=[{min},{max}]"));
+        }
+        if range.umax >= super::alu::MAX_OFF as u64 {
+            return access(format!("R{n} unbounded memory access, use 'var &= const' or 'if (var < const)'"));
+        }
+        let written = helper::proto(call.id).is_some_and(|p| p.args.get(n - 2) == Some(&Arg::MemOut));
+        self.memory_argument(state, ptr_reg, ptr, range.umax as u32, written, call)
+    }
+
+    /// Memory of at most this many bytes.
+    fn memory_argument(
+        &mut self,
+        state: &mut State,
+        reg: Reg,
+        ptr: Val,
+        size: u32,
+        written: bool,
+        call: &mut Call,
+    ) -> Check {
+        let span = Span { reg: reg.index(), ptr, off: 0, size: i64::from(size) };
+        if matches!(ptr.kind, Kind::Stack(_)) {
+            if span.size == 0 {
+                let span = Span { size: 0, ..span };
+                return self.stack_place(state, &span, "indirect access to").map(|_| ());
+            }
+            if written {
+                self.stack_place(state, &span, "indirect access to")?;
+                call.written.push(span);
+                return Ok(());
+            }
+            return self.stack_passed(state, &span, false);
+        }
+        self.check(call.at, &span, if written { Use::Write } else { Use::Read })
+    }
+
+    fn record_argument(&mut self, state: &State, n: usize, val: &Val, call: &mut Call) -> Check {
+        if !matches!(val.kind, Kind::Record(_)) || val.nullable {
+            return mismatch(n, val, "ringbuf_mem");
+        }
+        if val.fixed_off() != Some(0) {
+            return invalid(format!(
+                "R{n} must have zero offset when passed to release func or trusted arg to kfunc"
+            ));
+        }
+        // What the frames around a callback hold is not its to give up.
+        let held = state.frames.iter().rev().find_map(|f| f.callback).map_or(0, |c| c.references);
+        let own = state.references[held..].iter().any(|r| r.id == val.reference);
+        if !own {
+            let name = helper::full_name(call.id).unwrap_or("unknown");
+            return invalid(format!("func {name}#{} reference has not been acquired before", call.id));
+        }
+        call.released = val.reference;
+        Ok(())
+    }
+
+    fn string_argument(&mut self, n: usize, val: &Val) -> Check {
+        let Kind::MapValue(map) = val.kind else { return mismatch(n, val, "map_value") };
+        let facts = self.map(map);
+        if facts.map_type != BPF_MAP_TYPE_ARRAY || facts.flags & RDONLY_PROG == 0 || !facts.frozen {
+            return access(format!("R{n} does not point to a readonly map'"));
+        }
+        let Some(start) = val.fixed_off() else {
+            return access(format!("R{n} is not a constant address'"));
+        };
+        let Ok(start) = u32::try_from(start) else {
+            return access(format!("R{n} is not a constant address'"));
+        };
+        let ends = (start..facts.value_size).any(|off| self.env.rodata(map, off, 1) == Some(0));
+        if ends { Ok(()) } else { invalid("string is not zero-terminated".into()) }
+    }
+}
+
+fn mismatch<T>(n: usize, val: &Val, expected: &str) -> Check<T> {
+    access(format!("R{n} type={} expected={expected}", val.type_name()))
+}
+
+fn memory_kind(n: usize, val: &Val, expected: &str) -> Check {
+    let memory = matches!(val.kind, Kind::Stack(_) | Kind::MapValue(_) | Kind::MapKey(_) | Kind::Record(_));
+    if memory && !val.nullable { Ok(()) } else { mismatch(n, val, expected) }
+}

@@ -1,0 +1,107 @@
+//! Conditional jumps: which sides are possible, and what each side tells.
+
+use super::error::Check;
+use super::explore::{Next, Verifier};
+use super::num::{self, REGISTER, Scalar};
+use super::state::State;
+use super::value::Val;
+use crate::isa::{Cond, Op, Operand, Reg, Width};
+
+impl Verifier<'_> {
+    pub fn branch(&mut self, state: &mut State, at: usize, op: Op) -> Check<Next> {
+        let Op::Branch { cond, width, dst, src, target } = op else { return Ok(Next::At(at + 1)) };
+        let right = self.operand(state, src)?;
+        let left = self.read(state, dst)?;
+        match outcome(cond, width, &left, &right) {
+            Some(true) => return Ok(Next::At(target)),
+            Some(false) => return Ok(Next::At(at + 1)),
+            None => {}
+        }
+        let mut taken = state.clone();
+        let sides = Sides { cond, width, dst, src, left, right };
+        sides.learn(&mut taken, true);
+        sides.learn(state, false);
+        self.postpone(taken, target, at)?;
+        Ok(Next::At(at + 1))
+    }
+}
+
+/// Whether the jump is taken, if that is certain.
+fn outcome(cond: Cond, width: Width, left: &Val, right: &Val) -> Option<bool> {
+    if left.is_scalar() && right.is_scalar() {
+        return num::decide(cond, width, &left.num, &right.num, REGISTER);
+    }
+    // A valid address is not NULL.
+    let (pointer, number) = if left.is_pointer() { (left, right) } else { (right, left) };
+    let never_null = pointer.is_pointer() && !pointer.nullable && number.is_null() && width == Width::W64;
+    match cond {
+        Cond::Eq if never_null => Some(false),
+        Cond::Ne if never_null => Some(true),
+        _ => None,
+    }
+}
+
+/// The operands of an undecided jump.
+struct Sides {
+    cond: Cond,
+    width: Width,
+    dst: Reg,
+    src: Operand,
+    left: Val,
+    right: Val,
+}
+
+impl Sides {
+    /// Applies the outcome to everything that is linked to the operands.
+    fn learn(&self, state: &mut State, holds: bool) {
+        if self.left.is_scalar() && self.right.is_scalar() {
+            let (a, b) = (&self.left.num, &self.right.num);
+            let (a, b) = num::refine(self.cond, self.width, holds, a, b, REGISTER);
+            assign(state, self.dst, &self.left, a);
+            if let Operand::Reg(src) = self.src {
+                assign(state, src, &self.right, b);
+            }
+            return;
+        }
+        let null = match self.cond {
+            Cond::Eq => holds,
+            Cond::Ne => !holds,
+            _ => return,
+        };
+        if self.width == Width::W32 {
+            return;
+        }
+        if self.left.nullable && self.right.is_null() {
+            settle(state, self.left.id, null);
+        } else if self.right.nullable && self.left.is_null() {
+            settle(state, self.right.id, null);
+        }
+    }
+}
+
+/// A number that is now known better, and its copies.
+fn assign(state: &mut State, reg: Reg, old: &Val, num: Scalar) {
+    state.frame_mut().regs[reg.index()].num = num;
+    if old.id != 0 {
+        state.update(|v| v.is_scalar() && v.id == old.id, |v| v.num = num);
+    }
+}
+
+/// An address that is now known to be NULL or not, and its copies. NULL needs no release.
+fn settle(state: &mut State, id: u32, null: bool) {
+    if null {
+        let of_id = |v: &&Val| v.nullable && v.id == id;
+        let reference = state.frame().regs.iter().find(of_id).map_or(0, |v| v.reference);
+        state.references.retain(|r| reference == 0 || r.id != reference);
+    }
+    state.update(
+        |v| v.nullable && v.id == id,
+        |v| {
+            v.nullable = false;
+            v.id = 0;
+            if null {
+                *v = Val::constant(0);
+            }
+        },
+    );
+}

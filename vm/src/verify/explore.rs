@@ -1,0 +1,283 @@
+//! The walk over all paths: depth first, one state per path, the taken side of a branch kept for later.
+
+use super::error::{Check, Errno, Fail, Refusal};
+use super::facts::{Access, Proved};
+use super::live::Liveness;
+use super::log::{Log, Stats};
+use super::num::Scalar;
+use super::prune::Checkpoint;
+use super::state::{Frame, State};
+use super::value::{Kind, Val};
+use super::{MapFacts, VerifyEnv};
+use crate::disasm;
+use crate::isa::{MapIdx, Op, Reg};
+use crate::program::Program;
+use bpftime_abi::helper;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+/// `BPF_COMPLEXITY_LIMIT_INSNS`.
+const MAX_PROCESSED: usize = 1_000_000;
+/// `BPF_COMPLEXITY_LIMIT_JMP_SEQ`.
+const MAX_PENDING: usize = 8192;
+/// No load may block its caller longer than this.
+const MAX_TIME: Duration = Duration::from_secs(2);
+
+/// Where a path goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Next {
+    /// At this slot.
+    At(usize),
+    /// Nowhere: the program returned.
+    Done,
+}
+
+/// A path that is yet to be walked.
+struct Pending {
+    state: State,
+    at: usize,
+    from: usize,
+}
+
+/// A walk.
+pub(super) struct Verifier<'a> {
+    pub program: &'a Program,
+    pub env: &'a dyn VerifyEnv,
+    pub log: &'a mut Log,
+    pub live: Liveness,
+    /// States seen at a slot.
+    pub checkpoints: Vec<Vec<Checkpoint>>,
+    /// Checkpoints on the current path, outermost first: slot, number, and how many paths were pending
+    /// when it was made. Once fewer are left, all that follows from it has been walked.
+    pub open: Vec<(usize, u64, usize)>,
+    pending: Vec<Pending>,
+    /// States with which callbacks were entered, by slot of the helper's call.
+    pub entries: Vec<Vec<State>>,
+    pub stats: Stats,
+    pub proved: Proved,
+    last_id: u32,
+    started: Instant,
+}
+
+impl<'a> Verifier<'a> {
+    pub fn new(program: &'a Program, env: &'a dyn VerifyEnv, log: &'a mut Log) -> Verifier<'a> {
+        let slots = program.ops().len();
+        let sizes = |map: MapIdx| {
+            let facts = env.map(map);
+            (facts.key_size, facts.value_size)
+        };
+        let proved = Proved {
+            live: vec![false; slots],
+            accesses: vec![None; slots],
+            stack: vec![0; program.funcs().len()],
+            ..Proved::default()
+        };
+        Verifier {
+            program,
+            env,
+            log,
+            live: Liveness::of(program, &sizes),
+            checkpoints: (0..slots).map(|_| Vec::new()).collect(),
+            open: Vec::new(),
+            pending: Vec::new(),
+            entries: (0..slots).map(|_| Vec::new()).collect(),
+            stats: Stats::default(),
+            proved,
+            last_id: 0,
+            started: Instant::now(),
+        }
+    }
+
+    /// Walks every path.
+    pub fn run(&mut self) -> Result<(), Refusal> {
+        let mut frame = Frame::new(0, 0, 0);
+        frame.regs[1] = Val::pointer(Kind::Ctx);
+        let state = State { frames: vec![Rc::new(frame)], references: Vec::new() };
+        self.pending.push(Pending { state, at: 0, from: 0 });
+        while let Some(path) = self.pending.pop() {
+            self.close(self.pending.len() + 1);
+            self.path(path)?;
+        }
+        Ok(())
+    }
+
+    /// Writes the reason and the statistics, and hands out what was proved.
+    pub fn finish(self, verdict: &Result<(), Refusal>) -> Proved {
+        if let Err(refusal) = verdict {
+            self.log.line(&refusal.reason);
+        }
+        self.log.finish(&self.stats);
+        self.proved
+    }
+
+    /// Checkpoints whose pending paths have all been walked are complete.
+    fn close(&mut self, pending: usize) {
+        while let Some((slot, number, depth)) = self.open.last().copied() {
+            if depth < pending {
+                break;
+            }
+            self.open.pop();
+            if let Some(checkpoint) = self.checkpoints[slot].iter_mut().find(|c| c.number == number) {
+                checkpoint.complete = true;
+            }
+        }
+    }
+
+    fn path(&mut self, Pending { mut state, mut at, from }: Pending) -> Result<(), Refusal> {
+        if self.log.wants_insns() {
+            let regs = show(&state, None);
+            let line =
+                if at == 0 { format!("{at}: {regs}") } else { format!("\nfrom {from} to {at}: {regs}") };
+            self.log.line(&line);
+        }
+        loop {
+            let refuse = |Fail { errno, reason }| Refusal { errno, insn: at, reason };
+            if !self.worth_walking(&mut state, at).map_err(refuse)? {
+                self.log.line(&format!("{at}: safe"));
+                return Ok(());
+            }
+            self.budget().map_err(refuse)?;
+            self.proved.live[at] = true;
+            self.show_insn(at);
+            let before = if self.log.wants_insns() { Some(state.clone()) } else { None };
+            let next = self.step(&mut state, at).map_err(refuse)?;
+            if let Some(before) = before {
+                self.show_change(&before, &state);
+            }
+            match next {
+                Next::At(next) => at = next,
+                Next::Done => return Ok(()),
+            }
+        }
+    }
+
+    fn budget(&mut self) -> Check {
+        self.stats.processed += 1;
+        let too_big = |reason| Err(Fail { errno: Errno::TooBig, reason });
+        if self.stats.processed > MAX_PROCESSED {
+            return too_big(format!("BPF program is too large. Processed {} insn", self.stats.processed));
+        }
+        if self.stats.processed.is_multiple_of(1024) && self.started.elapsed() > MAX_TIME {
+            let seconds = MAX_TIME.as_secs();
+            return too_big(format!(
+                "BPF program is too complex. Processed {} insn in {seconds} s",
+                self.stats.processed
+            ));
+        }
+        Ok(())
+    }
+
+    fn show_insn(&mut self, at: usize) {
+        if self.log.wants_insns() {
+            let text = disasm::line_with(self.program.insns(), at, &helper::full_name).to_string();
+            self.log.line(&format!("{at}: {text}"));
+        }
+    }
+
+    fn show_change(&mut self, before: &State, after: &State) {
+        let old = if before.frames.len() == after.frames.len() { Some(before) } else { None };
+        let text = show(after, old.filter(|_| !self.log.wants_all()));
+        if !text.is_empty() {
+            self.log.line(&format!("; {text}"));
+        }
+    }
+
+    /// Judges one instruction and applies it.
+    fn step(&mut self, state: &mut State, at: usize) -> Check<Next> {
+        let op = self.program.ops()[at];
+        match op {
+            Op::Alu { op, width, dst, src } => self.alu(state, op, width, dst, src)?,
+            Op::Neg { width, dst } => self.neg(state, width, dst)?,
+            Op::MovSx { width, from, dst, src } => self.movsx(state, width, from, dst, src)?,
+            Op::Swap { op, size, dst } => self.swap(state, op, size, dst)?,
+            Op::LoadConst { dst, value } => self.load_const(state, dst, value),
+            Op::Load { .. } => self.load(state, at, op)?,
+            Op::Store { .. } => self.store(state, at, op)?,
+            Op::Atomic { .. } => self.atomic(state, at, op)?,
+            Op::Jump { target } => return Ok(Next::At(target)),
+            Op::Branch { .. } => return self.branch(state, at, op),
+            Op::Call(callee) => return self.call(state, at, callee),
+            Op::Exit => return self.exit(state),
+            Op::Second => {}
+        }
+        Ok(Next::At(at + op.slots()))
+    }
+
+    /// Keeps a path for later.
+    pub fn postpone(&mut self, state: State, at: usize, from: usize) -> Check {
+        if self.pending.len() >= MAX_PENDING {
+            let reason = format!("The sequence of {MAX_PENDING} jumps is too complex.");
+            return Err(Fail { errno: Errno::TooBig, reason });
+        }
+        self.pending.push(Pending { state, at, from });
+        Ok(())
+    }
+
+    /// Paths pending now.
+    pub fn pending(&self) -> usize {
+        self.pending.len()
+    }
+
+    /// An id that no value has.
+    pub fn fresh_id(&mut self) -> u32 {
+        self.last_id += 1;
+        self.last_id
+    }
+
+    pub fn map(&self, map: MapIdx) -> MapFacts {
+        self.env.map(map)
+    }
+
+    /// A register that may be read.
+    pub fn read(&self, state: &State, reg: Reg) -> Check<Val> {
+        let val = *state.reg(reg);
+        if val.kind == Kind::NotInit {
+            return super::error::access(format!("R{} !read_ok", reg.index()));
+        }
+        Ok(val)
+    }
+
+    /// Remembers what an instruction accesses.
+    pub fn prove(&mut self, at: usize, access: Access) {
+        let old = &mut self.proved.accesses[at];
+        *old = Some(old.map_or(access, |old| old.join(access)));
+    }
+}
+
+/// Registers and stack as the kernel's log shows them, all or those that changed.
+fn show(state: &State, before: Option<&State>) -> String {
+    let frame = state.frame();
+    let old = before.map(State::frame);
+    let mut parts = vec![];
+    for (n, val) in frame.regs.iter().enumerate() {
+        let same = old.is_some_and(|old| old.regs[n] == *val);
+        if val.kind != Kind::NotInit && !same {
+            parts.push(format!("R{n}={val}"));
+        }
+    }
+    for (n, slot) in frame.stack.iter().enumerate() {
+        let same = old.is_some_and(|old| old.slot(n) == slot);
+        if same || *slot == super::state::Slot::INVALID {
+            continue;
+        }
+        let text = match slot.whole() {
+            Some(val) => val.to_string(),
+            None => slot.bytes.iter().rev().map(|b| b.letter()).collect(),
+        };
+        parts.push(format!("fp-{}={text}", (n + 1) * super::state::SLOT));
+    }
+    let refs: Vec<_> = state.references.iter().map(|r| r.id.to_string()).collect();
+    if !refs.is_empty() && before.is_none_or(|old| old.references != state.references) {
+        parts.push(format!("refs={}", refs.join(",")));
+    }
+    parts.join(" ")
+}
+
+/// Any number that a load of this many bits gives.
+pub(super) fn loaded(bits: u32, signed: bool) -> Scalar {
+    match (bits, signed) {
+        (64, _) => Scalar::UNKNOWN,
+        (_, true) => Scalar::between_signed(-(1 << (bits - 1)), (1 << (bits - 1)) - 1),
+        _ => Scalar::of_width(bits),
+    }
+}

@@ -1,0 +1,254 @@
+//! Loads, stores and atomics: which memory an address is in, and whether the access stays inside.
+
+use super::error::{Check, access};
+use super::explore::{Verifier, loaded};
+use super::facts::{Access, Region};
+use super::state::State;
+use super::value::{Kind, Val};
+use crate::isa::{AtomicOp, MapIdx, Op, Operand, Reg, Size};
+
+/// `BPF_F_RDONLY_PROG` and `BPF_F_WRONLY_PROG`.
+pub(super) const RDONLY_PROG: u32 = 1 << 7;
+const WRONLY_PROG: u32 = 1 << 8;
+
+/// What an access does to memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Use {
+    Read,
+    Write,
+}
+
+/// Bytes from an address: `size` of them, at `off` from what the register holds.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Span {
+    pub reg: usize,
+    pub ptr: Val,
+    pub off: i64,
+    pub size: i64,
+}
+
+impl Span {
+    /// An access by an instruction.
+    fn of(reg: Reg, ptr: Val, off: i16, size: Size) -> Span {
+        Span { reg: reg.index(), ptr, off: i64::from(off), size: i64::from(size.bytes()) }
+    }
+
+    /// The constant part of the first byte's offset.
+    pub fn fixed(&self) -> i64 {
+        i64::from(self.ptr.off) + self.off
+    }
+
+    /// The offset of the first byte, if it is known.
+    pub fn start(&self) -> Option<i64> {
+        self.ptr.num.constant().map(|var| self.fixed().wrapping_add(var as i64))
+    }
+
+    /// Lowest and highest offset of the first byte.
+    pub fn range(&self) -> (i64, i64) {
+        let var = &self.ptr.num.wide;
+        (self.fixed().saturating_add(var.smin), self.fixed().saturating_add(var.smax))
+    }
+
+    fn access(&self, region: Region) -> Access {
+        let (min, max) = self.range();
+        Access { region, min, max: max + self.size }
+    }
+}
+
+impl Verifier<'_> {
+    pub fn load(&mut self, state: &mut State, at: usize, op: Op) -> Check {
+        let Op::Load { size, signed, dst, base, off } = op else { return Ok(()) };
+        let span = Span::of(base, self.read(state, base)?, off, size);
+        let val = match span.ptr.kind {
+            Kind::Stack(_) => self.stack_read(state, &span, signed)?,
+            _ => {
+                self.check(at, &span, Use::Read)?;
+                let known = self.read_only(&span).map(|x| Val::constant(extended(x, size, signed)));
+                known.unwrap_or(Val::scalar(loaded(size.bits_wide(), signed)))
+            }
+        };
+        self.prove_span(at, &span);
+        state.set(dst, val);
+        Ok(())
+    }
+
+    pub fn store(&mut self, state: &mut State, at: usize, op: Op) -> Check {
+        let Op::Store { size, base, off, src } = op else { return Ok(()) };
+        let ptr = self.read(state, base)?;
+        let mut val = self.operand(state, src)?;
+        if ptr.kind == Kind::Ctx && matches!(src, Operand::Imm(_)) {
+            return access(format!("BPF_ST stores into R{} ctx is not allowed", base.index()));
+        }
+        let span = Span::of(base, ptr, off, size);
+        match ptr.kind {
+            Kind::Stack(_) => {
+                if let Operand::Reg(reg) = src
+                    && base != reg
+                {
+                    val = self.linked_copy(state, src)?;
+                }
+                self.stack_write(state, &span, Some(&val))?;
+            }
+            _ => self.check(at, &span, Use::Write)?,
+        }
+        self.prove_span(at, &span);
+        Ok(())
+    }
+
+    pub fn atomic(&mut self, state: &mut State, at: usize, op: Op) -> Check {
+        let Op::Atomic { op, fetch, size, base, off, src } = op else { return Ok(()) };
+        let operand = self.read(state, src)?;
+        if op == AtomicOp::Cmpxchg {
+            let expected = self.read(state, Reg::R0)?;
+            if expected.is_pointer() {
+                return access("R0 leaks addr into mem".into());
+            }
+        }
+        let ptr = self.read(state, base)?;
+        if operand.is_pointer() {
+            return access(format!("R{} leaks addr into mem", src.index()));
+        }
+        if ptr.kind == Kind::Ctx {
+            return access(format!("BPF_ATOMIC stores into R{} ctx is not allowed", base.index()));
+        }
+        let span = Span::of(base, ptr, off, size);
+        match ptr.kind {
+            Kind::Stack(_) => {
+                self.stack_read(state, &span, false)?;
+                self.stack_write(state, &span, None)?;
+            }
+            _ => {
+                self.aligned(&span, "")?;
+                self.check(at, &span, Use::Read)?;
+                self.check(at, &span, Use::Write)?;
+            }
+        }
+        self.prove_span(at, &span);
+        if fetch {
+            let old = if op == AtomicOp::Cmpxchg { Reg::R0 } else { src };
+            state.set(old, Val::scalar(loaded(size.bits_wide(), false)));
+        }
+        Ok(())
+    }
+
+    fn prove_span(&mut self, at: usize, span: &Span) {
+        let region = match span.ptr.kind {
+            Kind::Stack(_) => Region::Stack,
+            Kind::Ctx => Region::Ctx,
+            Kind::MapValue(map) => Region::MapValue(map),
+            Kind::MapKey(map) => Region::MapKey(map),
+            Kind::Record(_) => Region::Record,
+            _ => Region::Several,
+        };
+        self.prove(at, span.access(region));
+    }
+
+    /// The contents of frozen, read-only data.
+    fn read_only(&self, span: &Span) -> Option<u64> {
+        let Kind::MapValue(map) = span.ptr.kind else { return None };
+        let facts = self.map(map);
+        if !facts.frozen || facts.flags & RDONLY_PROG == 0 {
+            return None;
+        }
+        let off = u32::try_from(span.start()?).ok()?;
+        self.env.rodata(map, off, span.size as u32)
+    }
+
+    /// Bytes of any memory but the stack.
+    pub fn check(&mut self, at: usize, span: &Span, usage: Use) -> Check {
+        let (reg, ptr) = (span.reg, &span.ptr);
+        if ptr.nullable {
+            return access(format!("R{reg} invalid mem access '{}'", ptr.type_name()));
+        }
+        match ptr.kind {
+            Kind::Ctx => self.context(at, span, usage),
+            Kind::MapValue(map) => {
+                self.permitted(map, span, usage)?;
+                let limit = i64::from(self.map(map).value_size);
+                inside(span, limit, |off, size| {
+                    format!("invalid access to map value, value_size={limit} off={off} size={size}")
+                })
+            }
+            Kind::MapKey(map) => {
+                if usage == Use::Write {
+                    return access(format!("write to change key R{reg} not allowed"));
+                }
+                let limit = i64::from(self.map(map).key_size);
+                inside(span, limit, |off, size| {
+                    format!("invalid access to map key, key_size={limit} off={off} size={size}")
+                })
+            }
+            Kind::Record(limit) => inside(span, i64::from(limit), |off, size| {
+                format!("invalid access to memory, mem_size={limit} off={off} size={size}")
+            }),
+            Kind::Stack(_) | Kind::NotInit | Kind::Scalar | Kind::Map(_) | Kind::Func(_) => {
+                access(format!("R{reg} invalid mem access '{}'", ptr.type_name()))
+            }
+        }
+    }
+
+    fn permitted(&self, map: MapIdx, span: &Span, usage: Use) -> Check {
+        let facts = self.map(map);
+        let place = || {
+            let (size, off, bytes) = (facts.value_size, span.fixed(), span.size);
+            format!("value_size={size} off={off} size={bytes}")
+        };
+        match usage {
+            Use::Write if facts.flags & RDONLY_PROG != 0 => {
+                access(format!("write into map forbidden, {}", place()))
+            }
+            Use::Read if facts.flags & WRONLY_PROG != 0 => {
+                access(format!("read from map forbidden, {}", place()))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether every possible address is a multiple of the size.
+    pub fn aligned(&self, span: &Span, what: &str) -> Check {
+        let var = span.ptr.num.bits;
+        let bits = (var.value.wrapping_add(span.fixed() as u64)) | var.mask;
+        if bits & (span.size as u64 - 1) == 0 {
+            return Ok(());
+        }
+        let var = if span.ptr.num.constant() == Some(0) {
+            "0x0".to_string()
+        } else {
+            format!("({:#x}; {:#x})", var.value, var.mask)
+        };
+        let (off, fixed, size) = (span.ptr.off, span.off, span.size);
+        access(format!("misaligned {what}access off {var}+{off}+{fixed} size {size}"))
+    }
+}
+
+/// Whether all bytes of a span, wherever it begins, are inside of `limit` bytes.
+pub(super) fn inside(span: &Span, limit: i64, outside: impl Fn(i64, i64) -> String) -> Check {
+    let (reg, var) = (span.reg, &span.ptr.num.wide);
+    let refuse = |off: i64, why: &str| {
+        let why = if why.is_empty() { String::new() } else { format!("\nR{reg} {why}") };
+        access(outside(off, span.size) + &why)
+    };
+    let bad = |off: i64| off < 0 || off.saturating_add(span.size) > limit;
+    if span.ptr.num.constant() == Some(0) {
+        return if bad(span.fixed()) { refuse(span.fixed(), "") } else { Ok(()) };
+    }
+    let (min, max) = span.range();
+    if var.smin < 0 && (var.smin == i64::MIN || min < 0) {
+        let hint = "either use unsigned index or do a if (index >=0) check.";
+        return access(format!("R{reg} min value is negative, {hint}"));
+    }
+    if bad(min) {
+        return refuse(min, "min value is outside of the allowed memory range");
+    }
+    if var.umax >= super::alu::MAX_OFF as u64 {
+        return access(format!("R{reg} unbounded memory access, make sure to bounds check any such access"));
+    }
+    if bad(max) {
+        return refuse(max, "max value is outside of the allowed memory range");
+    }
+    Ok(())
+}
+
+fn extended(x: u64, size: Size, signed: bool) -> u64 {
+    if signed { crate::alu::sign_extend(size, x) } else { crate::alu::zero_extend(size, x) }
+}
