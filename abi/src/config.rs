@@ -22,5 +22,4 @@ vars! {
     LOG_FILE = "BPFTIME_LOG_FILE", "File that log lines are appended to.";
     LIB_DIR = "BPFTIME_LIB_DIR", "Directory of libbpftime-syscall.so and libbpftime-agent.so (default: beside the executable or the loaded library).";
     FAKE_ROOT = "BPFTIME_FAKE_ROOT", "1: geteuid() answers 0 in this program, 0: never (default: only in programs known to demand it).";
-    JIT = "BPFTIME_JIT", "0: programs that run in the tool itself are interpreted (default: compiled).";
 }
