@@ -62,7 +62,8 @@ fn spawn(dirs: Vec<PathBuf>) -> bool {
 /// that our own handlers answer (a thread that blocks SIGTRAP would die at a breakpoint of ours).
 pub fn spawn_quiet(name: &str, body: impl FnOnce() + Send + 'static) -> std::io::Result<()> {
     // SAFETY: sigset_t is plain data; the calls only fill and exchange this thread's mask.
-    let (mut all, mut old): (libc::sigset_t, libc::sigset_t) = unsafe { (std::mem::zeroed(), std::mem::zeroed()) };
+    let (mut all, mut old): (libc::sigset_t, libc::sigset_t) =
+        unsafe { (std::mem::zeroed(), std::mem::zeroed()) };
     // SAFETY: as above.
     unsafe {
         libc::sigfillset(&mut all);

@@ -17,7 +17,15 @@ fn to_c(r: Result<i64, rustix::io::Errno>) -> i64 {
 /// # Safety
 /// As the system call.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn syscall(nr: c_long, a: usize, b: usize, c: usize, d: usize, e: usize, f: usize) -> c_long {
+pub unsafe extern "C" fn syscall(
+    nr: c_long,
+    a: usize,
+    b: usize,
+    c: usize,
+    d: usize,
+    e: usize,
+    f: usize,
+) -> c_long {
     let theirs = || real::syscall(nr, a, b, c, d, e, f);
     if tool::is_inert() {
         return theirs();
@@ -107,7 +115,12 @@ fn look() {
 /// # Safety
 /// As the system call.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn epoll_wait(ep: c_int, ev: *mut libc::epoll_event, n: c_int, timeout: c_int) -> c_int {
+pub unsafe extern "C" fn epoll_wait(
+    ep: c_int,
+    ev: *mut libc::epoll_event,
+    n: c_int,
+    timeout: c_int,
+) -> c_int {
     look();
     real::epoll_wait(ep, ev, n, timeout)
 }

@@ -98,7 +98,8 @@ fn own_path() -> Option<PathBuf> {
 }
 
 fn agent_path(me: &Path) -> Option<PathBuf> {
-    let dir = std::env::var_os(config::LIB_DIR).map(PathBuf::from).or_else(|| Some(me.parent()?.to_path_buf()))?;
+    let dir =
+        std::env::var_os(config::LIB_DIR).map(PathBuf::from).or_else(|| Some(me.parent()?.to_path_buf()))?;
     Some(dir.join("libbpftime-agent.so")).filter(|p| p.exists())
 }
 

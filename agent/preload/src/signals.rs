@@ -43,7 +43,11 @@ type Mask = unsafe extern "C" fn(c_int, *const libc::sigset_t, *mut libc::sigset
 /// # Safety
 /// As the C function.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn sigaction(sig: c_int, new: *const libc::sigaction, old: *mut libc::sigaction) -> c_int {
+pub unsafe extern "C" fn sigaction(
+    sig: c_int,
+    new: *const libc::sigaction,
+    old: *mut libc::sigaction,
+) -> c_int {
     type F = unsafe extern "C" fn(c_int, *const libc::sigaction, *mut libc::sigaction) -> c_int;
     // SAFETY: the caller's pointers; the symbol has this prototype.
     unsafe {
@@ -83,7 +87,9 @@ unsafe fn mask(next: &Next, how: c_int, set: *const libc::sigset_t, old: *mut li
     // SAFETY: sigset_t begins with the kernel's 64 signals on x86-64; `set` is the caller's, or null.
     unsafe {
         let next: Mask = std::mem::transmute(next.get());
-        let Some(wanted) = set.as_ref().filter(|_| how != libc::SIG_UNBLOCK) else { return next(how, set, old) };
+        let Some(wanted) = set.as_ref().filter(|_| how != libc::SIG_UNBLOCK) else {
+            return next(how, set, old);
+        };
         let mut mine = *wanted;
         keep_unblocked(&mut *(&raw mut mine).cast::<u64>());
         next(how, &mine, old)
@@ -95,7 +101,11 @@ unsafe fn mask(next: &Next, how: c_int, set: *const libc::sigset_t, old: *mut li
 /// # Safety
 /// As the C function.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn sigprocmask(how: c_int, set: *const libc::sigset_t, old: *mut libc::sigset_t) -> c_int {
+pub unsafe extern "C" fn sigprocmask(
+    how: c_int,
+    set: *const libc::sigset_t,
+    old: *mut libc::sigset_t,
+) -> c_int {
     // SAFETY: as our caller's.
     unsafe { mask(&SIGPROCMASK, how, set, old) }
 }
@@ -105,7 +115,11 @@ pub unsafe extern "C" fn sigprocmask(how: c_int, set: *const libc::sigset_t, old
 /// # Safety
 /// As the C function.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn pthread_sigmask(how: c_int, set: *const libc::sigset_t, old: *mut libc::sigset_t) -> c_int {
+pub unsafe extern "C" fn pthread_sigmask(
+    how: c_int,
+    set: *const libc::sigset_t,
+    old: *mut libc::sigset_t,
+) -> c_int {
     // SAFETY: as our caller's.
     unsafe { mask(&PTHREAD_SIGMASK, how, set, old) }
 }

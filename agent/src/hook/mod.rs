@@ -56,6 +56,10 @@ pub use site::{Site, Want};
 pub use thread::{BLOCKLESS, Mute, ThreadBlock};
 
 pub(crate) use made::original_rip;
+pub(crate) use returns::RUN;
+pub(crate) use site::{RETURN as RETURN_ONLY, THUNK_OFFSET, WANT_OFFSET};
+pub(crate) use thread::{CURSOR_OFFSET, FIRST_RUN_OFFSET};
+pub(crate) use thunk::{COPY, LEAVE};
 pub(crate) use trap::trapped;
 
 use crate::arch::{PtRegs, stubs};

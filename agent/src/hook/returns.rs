@@ -20,7 +20,8 @@ use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering::*, compiler
 /// With fewer runs than this it is not worth while to look for dropped ones.
 const COLLECT_MIN: u64 = 4;
 /// Slots per run.
-const RUN: usize = 16;
+pub(crate) const RUN: usize = 16;
+const _: () = assert!(RUN.is_power_of_two());
 const RUNS: usize = stubs::STUBS / RUN;
 /// No run.
 pub(super) const NO_RUN: u32 = u32::MAX;
@@ -76,6 +77,8 @@ impl Cursor {
 
 /// Takes a slot for a call whose return address is at `sp`, and puts the stub's return address there. Gives the
 /// stub to go to, or `None` when the pool is exhausted (the caller runs the function without).
+///
+/// `bpft_entry_return` in arch/x86_64/entry.rs is this once more, for the case that nothing is in the way.
 ///
 /// # Safety
 /// The thread of `b` is about to enter a function: `sp` points to its return address.

@@ -22,7 +22,11 @@ impl Want {
 }
 
 pub(super) const ENTRY: u32 = 1;
-pub(super) const RETURN: u32 = 2;
+pub(crate) const RETURN: u32 = 2;
+/// For entry.rs.
+pub(crate) const WANT_OFFSET: usize = std::mem::offset_of!(Site, want);
+/// For entry.rs.
+pub(crate) const THUNK_OFFSET: usize = std::mem::offset_of!(Site, thunk);
 
 /// A probed address. Never freed: threads may be anywhere between the patch and the callback.
 #[repr(C)]

@@ -33,6 +33,11 @@ pub struct ThreadBlock {
     pub run: [AtomicU64; 8],
 }
 
+/// For entry.rs.
+pub(crate) const CURSOR_OFFSET: usize = std::mem::offset_of!(ThreadBlock, cursor);
+/// For entry.rs.
+pub(crate) const FIRST_RUN_OFFSET: usize = std::mem::offset_of!(ThreadBlock, first_run);
+
 static BLOCKS: AtomicPtr<ThreadBlock> = AtomicPtr::new(std::ptr::null_mut());
 /// Hits in threads for which no block could be made (mmap refused).
 pub static BLOCKLESS: AtomicUsize = AtomicUsize::new(0);

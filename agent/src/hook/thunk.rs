@@ -17,9 +17,9 @@
 use crate::arch::relocate::{self, CannotMove};
 use iced_x86::Instruction;
 
-pub(super) const LEAVE: usize = 20;
+pub(crate) const LEAVE: usize = 20;
 pub(super) const GO_ON: usize = 32;
-pub(super) const COPY: usize = 40;
+pub(crate) const COPY: usize = 40;
 
 /// A thunk's bytes, and where in it each displaced instruction went.
 pub(super) struct Thunk {

@@ -55,9 +55,9 @@ pub static ABANDONED: AtomicU64 = AtomicU64::new(0);
 /// # Safety
 /// Called by a thunk with the site it was made for and the registers it saved.
 pub unsafe extern "C" fn on_entry(site: *const Site, regs: *mut PtRegs) -> u64 {
-    // SAFETY: the engine passes a live site; a published list lives until `quiesce` says nobody reads it.
+    // SAFETY: the engine passes a live site and the registers its thunk saved.
     let (site, regs) = unsafe { (&*site, &*regs) };
-    if let Some(programs) = unsafe { site.programs.load(Ordering::Acquire).cast::<Programs>().as_ref() } {
+    if let Some(programs) = published(site) {
         if let Some(internal) = programs.internal {
             internal();
         }
@@ -73,9 +73,17 @@ pub unsafe extern "C" fn on_entry(site: *const Site, regs: *mut PtRegs) -> u64 {
 pub unsafe extern "C" fn on_return(site: *const Site, regs: *mut PtRegs) {
     // SAFETY: as in `on_entry`.
     let (site, regs) = unsafe { (&*site, &*regs) };
-    if let Some(programs) = unsafe { site.programs.load(Ordering::Acquire).cast::<Programs>().as_ref() } {
+    if let Some(programs) = published(site) {
         hit(&programs.ret, regs, site.addr as u64, false);
     }
+}
+
+/// The list the site runs, if any.
+#[inline]
+fn published(site: &Site) -> Option<&Programs> {
+    // Acquire: pairs with the Release in `Sites::install`.
+    // SAFETY: a published list lives until `quiesce` says that no thread in a callback reads it.
+    unsafe { site.programs.load(Ordering::Acquire).cast::<Programs>().as_ref() }
 }
 
 #[inline]
@@ -105,7 +113,9 @@ struct Who<'a> {
 fn run_entry(entry: &Entry, who: &Who, regs: &PtRegs, func_ip: u64, at_entry: bool) {
     let session = &*entry.session;
     let owner = OwnerWord::new(session.owner.load(Ordering::Relaxed), who.tid);
-    let Some(cpu) = session.page.acquire(process::current_cpu(), owner, process::thread_alive) else { return };
+    let Some(cpu) = session.page.acquire(process::current_cpu(), owner, process::thread_alive) else {
+        return;
+    };
     let mut run = Run {
         header: RunHeader { fuel: FUEL },
         regs,
@@ -154,7 +164,12 @@ fn abandoned(entry: &Entry) {
 }
 
 /// Runs a program in the tool itself, on `ctx`: BPF_PROG_TEST_RUN (bpftrace's BEGIN and END) and interval timers.
-pub fn run_here(program: &super::image::Program, session: &Session, ctx: *mut u8, cookie: u64) -> Option<u64> {
+pub fn run_here(
+    program: &super::image::Program,
+    session: &Session,
+    ctx: *mut u8,
+    cookie: u64,
+) -> Option<u64> {
     let block = ThreadBlock::current()?;
     let pid = process::pid();
     let tid = process::tid(block, pid);

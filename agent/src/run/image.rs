@@ -51,7 +51,7 @@ impl Resolve for Constants<'_> {
         self.0.get(i.0 as usize)?.map.value_base().map(|p| p as u64)
     }
     fn helper(&self, id: u32) -> Option<u64> {
-        helpers::address(id).map(|f| f as u64)
+        helpers::address(id).map(|f| f as usize as u64)
     }
 }
 

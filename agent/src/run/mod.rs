@@ -12,8 +12,8 @@ pub mod process;
 pub mod stack;
 
 use crate::arch::PtRegs;
-use bpftime_shm::session::page::{OwnerWord, Page};
 use bpftime_shm::Map;
+use bpftime_shm::session::page::{OwnerWord, Page};
 use bpftime_vm::RunHeader;
 
 /// Back-edges and calls a run may take before it is ended: some milliseconds, far above what the kernel's verifier

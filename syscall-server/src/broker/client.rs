@@ -81,7 +81,8 @@ fn start() -> Result<Client, Errno> {
     })?;
     let id = random_id();
     let path = dir.join(format!("{}-{id:016x}{}", std::process::id(), dir::SOCKET_SUFFIX));
-    let pair = rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
+    let pair =
+        rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
     let channel = crate::fds::hidden(&pair.0)?;
     spawn(id, broker_page, page_fd, pair.1, path.clone())?;
     let shared = RunSession { page, owner: AtomicU32::new(super::TOOL_OWNER.into()) };
@@ -195,7 +196,9 @@ pub fn attach(spec: LinkSpec, prog: &ProgObject, watch: Option<OwnedFd>) -> Resu
 fn start_own_agent() -> Result<(), Errno> {
     static STARTED: AtomicU32 = AtomicU32::new(0);
     drop(client()?);
-    if STARTED.swap(std::process::id(), Ordering::Relaxed) != std::process::id() && !crate::tool::agent_is_loaded() {
+    if STARTED.swap(std::process::id(), Ordering::Relaxed) != std::process::id()
+        && !crate::tool::agent_is_loaded()
+    {
         bpftime_agent::lifecycle::start(None);
         bpftime_agent::lifecycle::wait_ready();
     }

@@ -57,9 +57,11 @@ impl Known {
         let mut out: Vec<Packet> = Vec::new();
         let maps = self.maps.iter().map(|(map, (fd, _))| (Message::Map { map: *map }, Some(fd.as_fd())));
         out.extend(maps);
-        out.extend(self.slots.iter().map(|((map, index), fd)| {
-            (Message::PerfSlot { map: *map, index: *index }, Some(fd.as_fd()))
-        }));
+        out.extend(
+            self.slots
+                .iter()
+                .map(|((map, index), fd)| (Message::PerfSlot { map: *map, index: *index }, Some(fd.as_fd()))),
+        );
         out.extend(self.progs.values().map(|(spec, fd)| (Message::Prog(spec.clone()), Some(fd.as_fd()))));
         let mine = self.links.values().filter(|l| Self::concerns(&l.spec, pid));
         out.extend(mine.map(|l| (Message::Link(l.spec.clone()), None)));

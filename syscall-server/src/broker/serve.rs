@@ -77,8 +77,10 @@ impl Broker {
     }
 
     fn wait(&self) -> Ready {
-        let mut fds = vec![PollFd::new(&self.tool, PollFlags::IN), PollFd::new(&self.listener, PollFlags::IN)];
-        let links: Vec<u32> = self.known.links.iter().filter(|(_, l)| l.watch.is_some()).map(|(id, _)| *id).collect();
+        let mut fds =
+            vec![PollFd::new(&self.tool, PollFlags::IN), PollFd::new(&self.listener, PollFlags::IN)];
+        let links: Vec<u32> =
+            self.known.links.iter().filter(|(_, l)| l.watch.is_some()).map(|(id, _)| *id).collect();
         fds.extend(links.iter().filter_map(|id| self.known.links[id].watch.as_ref()).map(|w| {
             // Only the hang-up matters, which poll reports unasked.
             PollFd::new(w, PollFlags::empty())

@@ -88,8 +88,17 @@ fn prog_info(p: &object::ProgObject, a: &Info) -> Result<Vec<u8>, Errno> {
     Ok(info.as_bytes().to_vec())
 }
 
+/// `BPF_PERF_EVENT_UPROBE` and `BPF_PERF_EVENT_URETPROBE`.
+const PERF_EVENT_UPROBE: u64 = 1;
+const PERF_EVENT_URETPROBE: u64 = 2;
+
 fn link_info(l: &object::LinkObject) -> LinkInfo {
-    LinkInfo { link_type: l.link_type, id: l.id, prog_id: l.prog.spec.prog, ..LinkInfo::default() }
+    let mut info =
+        LinkInfo { link_type: l.link_type, id: l.id, prog_id: l.prog.spec.prog, ..LinkInfo::default() };
+    if let Some(object::PerfKind::Uprobe { ret, .. }) = l.event.as_ref().map(|e| &e.kind) {
+        info.data[0] = if *ret { PERF_EVENT_URETPROBE } else { PERF_EVENT_UPROBE };
+    }
+    info
 }
 
 fn btf_info(b: &object::BtfObject, a: &Info) -> Result<Vec<u8>, Errno> {

@@ -80,7 +80,10 @@ fn uprobe_multi(a: &LinkCreateUprobeMulti) -> Result<i64, Errno> {
     if rustix::fs::FileType::from_raw_mode(st.st_mode) != rustix::fs::FileType::RegularFile {
         return Err(Errno::BADF);
     }
-    if a.pid != 0 && rustix::process::Pid::from_raw(a.pid as i32).is_none_or(|p| rustix::process::test_kill_process(p) == Err(Errno::SRCH)) {
+    if a.pid != 0
+        && rustix::process::Pid::from_raw(a.pid as i32)
+            .is_none_or(|p| rustix::process::test_kill_process(p) == Err(Errno::SRCH))
+    {
         return Err(Errno::SRCH);
     }
     let words = |addr: u64| -> Result<Vec<u64>, Errno> {

@@ -136,7 +136,11 @@ fn store_event(map: &Arc<MapObject>, key: &[u8], value: &[u8], flags: u64) -> Re
     let array = map.handle.map.perf_event_array().ok_or(Errno::INVAL)?;
     let index = array.check_update(key, flags)?;
     let event = object::perf(word(value)?).map_err(|e| if e == Errno::BADF { e } else { Errno::INVAL })?;
-    let ring = event.ring.get().map(|(fd, _)| bpftime_shm::PerfRing::open(rustix::fd::AsFd::as_fd(fd))).transpose()?;
+    let ring = event
+        .ring
+        .get()
+        .map(|(fd, _)| bpftime_shm::PerfRing::open(rustix::fd::AsFd::as_fd(fd)))
+        .transpose()?;
     set_slot(map, index, ring);
     map.slots.lock().unwrap_or_else(PoisonError::into_inner).insert(index, event.clone());
     broker::perf_slot(map, index, Some(&event))?;

@@ -107,5 +107,9 @@ fn check_tail(nr: u32, attr: &Attr) -> Result<(), Errno> {
 pub fn check_name(name: &[u8; 16]) -> Result<(), Errno> {
     let len = name.iter().position(|b| *b == 0).ok_or(Errno::INVAL)?;
     let allowed = |b: &u8| b.is_ascii_alphanumeric() || *b == b'_' || *b == b'.';
-    if name[..len].iter().all(allowed) && name[len..].iter().all(|b| *b == 0) { Ok(()) } else { Err(Errno::INVAL) }
+    if name[..len].iter().all(allowed) && name[len..].iter().all(|b| *b == 0) {
+        Ok(())
+    } else {
+        Err(Errno::INVAL)
+    }
 }

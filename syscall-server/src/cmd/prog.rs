@@ -170,7 +170,9 @@ pub fn test_run(attr: &Attr) -> Result<i64, Errno> {
     let a: TestRun = attr.get();
     let prog = object::prog(a.prog_fd)?;
     match prog.spec.prog_type {
-        prog_type::BPF_PROG_TYPE_RAW_TRACEPOINT | prog_type::BPF_PROG_TYPE_SYSCALL => run_with_ctx(attr, &a, &prog),
+        prog_type::BPF_PROG_TYPE_RAW_TRACEPOINT | prog_type::BPF_PROG_TYPE_SYSCALL => {
+            run_with_ctx(attr, &a, &prog)
+        }
         _ => Err(ENOTSUPP),
     }
 }
@@ -189,7 +191,8 @@ fn run_with_ctx(attr: &Attr, a: &TestRun, prog: &ProgObject) -> Result<i64, Errn
     let mut ctx = user::read(a.ctx_in, a.ctx_size_in as usize)?;
     let program = prog.link_here().ok_or(Errno::NOMEM)?;
     let session = broker::session()?;
-    let ret = bpftime_agent::run::enter::run_here(&program, &session, ctx.as_mut_ptr(), 0).ok_or(Errno::AGAIN)?;
+    let ret =
+        bpftime_agent::run::enter::run_here(&program, &session, ctx.as_mut_ptr(), 0).ok_or(Errno::AGAIN)?;
     attr.put(std::mem::offset_of!(TestRun, retval), &(ret as u32).to_ne_bytes())?;
     Ok(0)
 }

@@ -130,15 +130,18 @@ mod tests {
 
     #[test]
     fn ids_are_unique() {
-        let ids = SYSCALLS.iter().enumerate().flat_map(|(i, s)| [Event::Enter(i, s).id(), Event::Exit(i, s).id()]);
-        let all: std::collections::HashSet<_> = ids.chain([Event::RawEnter.id(), Event::RawExit.id()]).collect();
+        let ids =
+            SYSCALLS.iter().enumerate().flat_map(|(i, s)| [Event::Enter(i, s).id(), Event::Exit(i, s).id()]);
+        let all: std::collections::HashSet<_> =
+            ids.chain([Event::RawEnter.id(), Event::RawExit.id()]).collect();
         assert_eq!(all.len(), 2 * SYSCALLS.len() + 2);
     }
 
     /// Fields (not ids, which are each kernel's own) against the kernel's files, where they can be read.
     #[test]
     fn formats_are_the_kernels() {
-        let Some(root) = ROOTS.iter().find(|r| std::path::Path::new(&format!("{r}events/syscalls")).exists()) else {
+        let Some(root) = ROOTS.iter().find(|r| std::path::Path::new(&format!("{r}events/syscalls")).exists())
+        else {
             println!("tracefs is not readable here: nothing to compare with");
             return;
         };
@@ -146,7 +149,9 @@ mod tests {
             for e in [Event::Enter(i, s), Event::Exit(i, s)] {
                 let path = format!("{root}events/syscalls/{}/format", e.name());
                 let Ok(theirs) = std::fs::read_to_string(path) else { continue };
-                let fields = |t: &str| t.lines().filter(|l| l.starts_with("\tfield:")).map(str::to_owned).collect::<Vec<_>>();
+                let fields = |t: &str| {
+                    t.lines().filter(|l| l.starts_with("\tfield:")).map(str::to_owned).collect::<Vec<_>>()
+                };
                 assert_eq!(fields(&e.format()), fields(&theirs), "{}", e.name());
             }
         }

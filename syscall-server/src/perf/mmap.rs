@@ -61,7 +61,7 @@ fn map_array(map: &MapObject, r: &Request, off: u64) -> Result<i64, Errno> {
         check_writable(map)?;
     }
     let end = off.checked_add(r.len.next_multiple_of(PAGE) as u64).ok_or(Errno::INVAL)?;
-    if off % PAGE as u64 != 0 || end > len as u64 {
+    if !off.is_multiple_of(PAGE as u64) || end > len as u64 {
         return Err(Errno::INVAL);
     }
     if writable {
@@ -79,7 +79,11 @@ fn map_array(map: &MapObject, r: &Request, off: u64) -> Result<i64, Errno> {
 /// means read-only here.
 fn check_writable(map: &MapObject) -> Result<(), Errno> {
     const BPF_F_RDONLY: u32 = 1 << 3;
-    if map.handle.map.is_frozen() || map.def().map_flags & BPF_F_RDONLY != 0 { Err(Errno::PERM) } else { Ok(()) }
+    if map.handle.map.is_frozen() || map.def().map_flags & BPF_F_RDONLY != 0 {
+        Err(Errno::PERM)
+    } else {
+        Ok(())
+    }
 }
 
 /// The data of a ring stands twice in a row: reserve the whole range, then fill it piece by piece.
@@ -100,7 +104,8 @@ fn reserve(r: &Request) -> Result<usize, Errno> {
 
 /// One control page and a power of two of data pages, as perf's own check has it.
 fn map_perf(event: &PerfObject, r: &Request) -> Result<i64, Errno> {
-    if r.flags & libc::MAP_SHARED == 0 || r.off != 0 || r.len % PAGE != 0 || event.events.is_none() {
+    if r.flags & libc::MAP_SHARED == 0 || r.off != 0 || !r.len.is_multiple_of(PAGE) || event.events.is_none()
+    {
         return Err(Errno::INVAL);
     }
     let pages = (r.len / PAGE).checked_sub(1).ok_or(Errno::INVAL)?;

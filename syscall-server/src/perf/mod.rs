@@ -105,7 +105,9 @@ fn apply_uprobe(event: &Arc<PerfObject>) -> Result<(), Errno> {
 }
 
 fn spec_of(event: &PerfObject, link: u32, prog: &ProgObject, cookie: u64) -> Result<LinkSpec, Errno> {
-    let PerfKind::Uprobe { path, file, offset, ret, ref_ctr_offset } = &event.kind else { return Err(Errno::INVAL) };
+    let PerfKind::Uprobe { path, file, offset, ret, ref_ctr_offset } = &event.kind else {
+        return Err(Errno::INVAL);
+    };
     Ok(LinkSpec {
         link,
         prog: prog.spec.prog,

@@ -71,7 +71,9 @@ fn uprobe_pmu() -> u32 {
 fn kind_of(a: &PerfEventAttr) -> Result<PerfKind, Errno> {
     match (a.type_, a.config) {
         (perf::PERF_TYPE_SOFTWARE, perf::PERF_COUNT_SW_BPF_OUTPUT) => Ok(PerfKind::BpfOutput),
-        (perf::PERF_TYPE_SOFTWARE, perf::PERF_COUNT_SW_CPU_CLOCK | perf::PERF_COUNT_SW_TASK_CLOCK) => clock(a),
+        (perf::PERF_TYPE_SOFTWARE, perf::PERF_COUNT_SW_CPU_CLOCK | perf::PERF_COUNT_SW_TASK_CLOCK) => {
+            clock(a)
+        }
         (t, _) if t == uprobe_pmu() => uprobe(a),
         // What the kernel says without such a PMU; the tools name the event in their message.
         (perf::PERF_TYPE_HARDWARE, _) => Err(Errno::NOENT),
@@ -92,7 +94,8 @@ fn uprobe(a: &PerfEventAttr) -> Result<PerfKind, Errno> {
     if a.config1 == 0 {
         return Err(Errno::INVAL);
     }
-    let path = user::read_str(a.config1, 4095).map_err(|e| if e == Errno::NAMETOOLONG { Errno::TOOBIG } else { e })?;
+    let path = user::read_str(a.config1, 4095)
+        .map_err(|e| if e == Errno::NAMETOOLONG { Errno::TOOBIG } else { e })?;
     if path.is_empty() {
         return Err(Errno::INVAL);
     }

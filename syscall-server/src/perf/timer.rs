@@ -46,10 +46,8 @@ fn run(event: &Weak<PerfObject>, period: u64, watch: Option<OwnedFd>) {
 fn closed_before(watch: Option<&OwnedFd>, next: Instant) -> bool {
     loop {
         let left = next.saturating_duration_since(Instant::now());
-        let ts = rustix::time::Timespec {
-            tv_sec: left.as_secs() as i64,
-            tv_nsec: left.subsec_nanos() as i64,
-        };
+        let ts =
+            rustix::time::Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos() as i64 };
         let mut fds: Vec<PollFd> = watch.iter().map(|w| PollFd::new(*w, PollFlags::empty())).collect();
         match rustix::event::poll(&mut fds, Some(&ts)) {
             Ok(n) if n > 0 => return true,

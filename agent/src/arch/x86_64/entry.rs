@@ -13,7 +13,10 @@
 //! The unwind information makes the probed instruction the caller, like a signal frame: a debugger that stops in
 //! a helper shows the target's stack.
 
+use super::stubs;
+use crate::hook::{self, ThreadBlock};
 use std::arch::global_asm;
+use std::mem::offset_of;
 
 // Two variants: status flags cost about 1 ns to restore and are mostly dead where a probe sits (flow.rs decides).
 macro_rules! entry_common {
@@ -145,17 +148,137 @@ macro_rules! entry_common {
 entry_common!("bpft_entry_common", "0");
 entry_common!("bpft_entry_common_flags", "1");
 
+// For sites with a return probe only, where the status flags are dead: nobody will look at the registers, so this
+// does what hook::returns::push does in the usual case, with five of them. Anything unusual goes the long way.
+global_asm!(
+    ".pushsection .text.bpft_entry,\"ax\",@progbits",
+    ".p2align 6",
+    ".globl bpft_entry_return",
+    ".hidden bpft_entry_return",
+    ".type bpft_entry_return,@function",
+    "bpft_entry_return:",
+    ".cfi_startproc",
+    ".cfi_signal_frame",
+    ".cfi_def_cfa rsp, 144",
+    ".cfi_escape 0x16,16,5, 0x08,136,0x1c,0x06,0x06",
+    "lea rsp, [rsp - 48]",
+    ".cfi_adjust_cfa_offset 48",
+    "mov [rsp], rax",
+    "mov [rsp + 8], rcx",
+    "mov [rsp + 16], rdx",
+    "mov [rsp + 24], rsi",
+    "mov [rsp + 32], rdi",
+    "mov rax, [rsp + 56]",
+    "cmp dword ptr [rax + {want}], {only_return}",
+    "jne 9f",
+    "mov rcx, qword ptr [rip + bpft_tls_block@GOTTPOFF]",
+    "mov rcx, qword ptr fs:[rcx]",
+    "test rcx, rcx",
+    "jz 9f",
+    "cmp qword ptr [rcx + {mute}], 0",
+    "jne 9f",
+    "mov rdx, [rcx + {cursor}]",
+    "mov esi, edx",
+    "shr rdx, 32",
+    "cmp esi, {run}", // full, or no run yet
+    "jae 9f",
+    "mov eax, edx",
+    "shl eax, {run_shift}",
+    "add eax, esi",
+    "lea rax, [rax + rax*4]",
+    "shl rax, 3", // the slot's offset, and the stub's
+    "lea rdi, [rip + bpft_slots]",
+    "add rdi, rax",
+    "test esi, esi",
+    "jz 2f",
+    "lea rsi, [rsp + 192]",
+    "cmp [rdi - {stride} + {sp}], rsi", // the newest slot is of a caller?
+    "ja 3f",
+    "jmp 9f",
+    "2:", // the first slot of a run: of the first run?
+    "cmp rdx, [rcx + {first_run}]",
+    "jne 9f",
+    "3:",
+    "mov rdx, rax",
+    "lea rsi, [rip + bpft_stubs]",
+    "mov rax, [rsp + 192]",
+    "sub rax, rsi",
+    "cmp rax, {pool}", // tail-called by a probed function?
+    "jb 9f",
+    "add rsi, rdx", // the stub
+    "xor eax, eax",
+    "mov rdx, -1",
+    "cmpxchg [rdi + {sp}], rdx",
+    "jne 9f",
+    "inc qword ptr [rcx + {cursor}]",
+    "mov rax, [rsp + 56]",
+    "mov [rdi + {site}], rax",
+    "mov rax, [rax + {thunk}]",
+    "lea rcx, [rax + {copy}]",
+    "mov [rdi + {target}], rcx",
+    "add rax, {leave}",
+    "mov [rsp + 56], rax",
+    "mov rax, [rsp + 192]",
+    "mov [rdi + {ra}], rax",
+    "mov [rdi + {real}], rax",
+    "mov [rsp + 184], rsi",
+    "add rsi, {ret_off}",
+    "mov [rsp + 192], rsi",
+    "lea rax, [rsp + 192]",
+    "mov [rdi + {sp}], rax",
+    "mov rax, [rsp]",
+    "mov rcx, [rsp + 8]",
+    "mov rdx, [rsp + 16]",
+    "mov rsi, [rsp + 24]",
+    "mov rdi, [rsp + 32]",
+    "lea rsp, [rsp + 48]",
+    "ret",
+    "9:",
+    "mov rax, [rsp]",
+    "mov rcx, [rsp + 8]",
+    "mov rdx, [rsp + 16]",
+    "mov rsi, [rsp + 24]",
+    "mov rdi, [rsp + 32]",
+    "lea rsp, [rsp + 48]",
+    "jmp bpft_entry_common",
+    ".cfi_endproc",
+    ".size bpft_entry_return,.-bpft_entry_return",
+    ".popsection",
+    want = const hook::WANT_OFFSET,
+    only_return = const hook::RETURN_ONLY,
+    thunk = const hook::THUNK_OFFSET,
+    leave = const hook::LEAVE,
+    copy = const hook::COPY,
+    mute = const offset_of!(ThreadBlock, mute),
+    cursor = const hook::CURSOR_OFFSET,
+    first_run = const hook::FIRST_RUN_OFFSET,
+    run = const hook::RUN,
+    run_shift = const hook::RUN.ilog2(),
+    stride = const stubs::STRIDE,
+    pool = const stubs::STUBS * stubs::STRIDE,
+    ret_off = const stubs::RET_OFF,
+    target = const offset_of!(stubs::Slot, target),
+    ra = const offset_of!(stubs::Slot, ra),
+    real = const offset_of!(stubs::Slot, real),
+    site = const offset_of!(stubs::Slot, site),
+    sp = const offset_of!(stubs::Slot, sp),
+);
+// idx * 40 is spelled out above
+const _: () = assert!(stubs::STRIDE == 40);
+
 unsafe extern "C" {
     fn bpft_entry_common();
     fn bpft_entry_common_flags();
+    fn bpft_entry_return();
 }
 
-/// Address of the variant for sites where the status flags are dead.
-pub(crate) fn entry_common() -> usize {
-    bpft_entry_common as *const () as usize
-}
-
-/// Address of the variant that gives the status flags back.
-pub(crate) fn entry_common_flags() -> usize {
-    bpft_entry_common_flags as *const () as usize
+/// Where a thunk calls: `flags` says that the status flags are live at the site, `only_return` that it was made for a
+/// return probe alone (a hint: if more is wanted later, the routine notices).
+pub(crate) fn landing(flags: bool, only_return: bool) -> usize {
+    let f = match (flags, only_return) {
+        (true, _) => bpft_entry_common_flags,
+        (false, true) => bpft_entry_return,
+        (false, false) => bpft_entry_common,
+    };
+    f as unsafe extern "C" fn() as usize
 }

@@ -18,7 +18,7 @@ pub mod stubs;
 pub mod sys;
 pub mod tls;
 
-pub(crate) use entry::{entry_common, entry_common_flags};
+pub(crate) use entry::landing;
 pub use regs::PtRegs;
 
 const _: () = assert!(

@@ -95,6 +95,8 @@ pub enum Detached {
 
 struct Built {
     at: usize,
+    /// Which routine it calls.
+    landing: usize,
     /// By displaced instruction: offset from the site, address of the copy.
     copies: Vec<(usize, usize)>,
 }
@@ -219,7 +221,7 @@ impl Engine {
         self.make_room(addr)?;
         let code = self.original(addr, NEARBY);
         let site = self.entries.get(&addr).map_or_else(|| Site::new(addr, self.callbacks), |e| e.site);
-        let mut entry = self.prepare(site, &code)?;
+        let mut entry = self.prepare(site, want, &code)?;
         site.set_want(want);
         let installed = self.install(&mut entry);
         if let Err(e) = installed {

@@ -1,7 +1,7 @@
 //! Choosing a form for a site and building its thunk. Nothing of the program is touched here.
 
 use super::{Built, CannotHook, Engine, Entry, Form, INT3, Look, Pad};
-use crate::arch::{entry_common, entry_common_flags, flow, sys};
+use crate::arch::{flow, landing, sys};
 use crate::hook::near::Fixed;
 use crate::hook::plan::{self, JUMP, SHORT, Window};
 use crate::hook::{Site, made, tasks, thunk};

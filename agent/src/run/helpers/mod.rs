@@ -23,15 +23,17 @@ pub const EFAULT: u64 = errno(Errno::FAULT);
 
 use map::{map_delete_elem, map_lookup_elem, map_update_elem};
 use probe::{
-    probe_read, probe_read_kernel, probe_read_kernel_str, probe_read_str, probe_read_user, probe_read_user_str,
+    probe_read, probe_read_kernel, probe_read_kernel_str, probe_read_str, probe_read_user,
+    probe_read_user_str,
 };
 use ring::{
     perf_event_output, ringbuf_discard, ringbuf_output, ringbuf_query, ringbuf_reserve, ringbuf_submit,
 };
 use stack::{get_stack, get_stackid};
 use task::{
-    current_task_under_cgroup, get_attach_cookie, get_current_cgroup_id, get_current_comm, get_current_pid_tgid, get_current_task,
-    get_current_uid_gid, get_func_ip, get_prandom_u32, get_smp_processor_id,
+    current_task_under_cgroup, get_attach_cookie, get_current_cgroup_id, get_current_comm,
+    get_current_pid_tgid, get_current_task, get_current_uid_gid, get_func_ip, get_prandom_u32,
+    get_smp_processor_id,
 };
 use time::{jiffies64, ktime_get_boot_ns, ktime_get_coarse_ns, ktime_get_ns, ktime_get_tai_ns};
 use walk::{bpf_loop, for_each_map_elem, strncmp};

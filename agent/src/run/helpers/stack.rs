@@ -34,7 +34,7 @@ helper! {
         if flags & USER_STACK == 0 {
             return EFAULT;
         }
-        if size % 8 != 0 || flags & 1 << 11 != 0 {
+        if !size.is_multiple_of(8) || flags & 1 << 11 != 0 {
             return EINVAL;
         }
         let depth = (size as usize / 8).min(MAX_DEPTH);

@@ -2,8 +2,8 @@
 
 use super::map::map_of;
 use super::{EINVAL, errno, helper};
-use crate::run::Run;
 use crate::arch::sys::syscall;
+use crate::run::Run;
 use rustix::io::Errno;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -90,7 +90,8 @@ pub fn read_cgroups() {
     let path = text.lines().find_map(|l| l.strip_prefix("0::")).unwrap_or("/");
     // Directories of the cgroup2 mount carry the cgroup id as inode number.
     let dir = PathBuf::from(format!("/sys/fs/cgroup{path}"));
-    let ids = dir.ancestors().filter(|d| d.starts_with("/sys/fs/cgroup")).filter_map(|d| rustix::fs::stat(d).ok());
+    let ids =
+        dir.ancestors().filter(|d| d.starts_with("/sys/fs/cgroup")).filter_map(|d| rustix::fs::stat(d).ok());
     let ids = ids.map(|st| st.st_ino).chain(std::iter::repeat(0));
     CGROUPS.iter().zip(ids).for_each(|(slot, id)| slot.store(id, Ordering::Relaxed));
 }
