@@ -13,6 +13,7 @@ mod exports;
 mod fds;
 mod files;
 mod guard;
+mod inject;
 mod object;
 mod perf;
 mod real;

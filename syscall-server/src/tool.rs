@@ -103,6 +103,19 @@ fn agent_path(me: &Path) -> Option<PathBuf> {
     Some(dir.join("libbpftime-agent.so")).filter(|p| p.exists())
 }
 
+/// The agent library that belongs to this one.
+pub fn agent_library() -> Option<PathBuf> {
+    agent_path(&own_path()?)
+}
+
+/// The injector that belongs to this library: `../bin/bpftime-agent`.
+pub fn injector() -> Option<PathBuf> {
+    let me = own_path()?;
+    let beside = me.parent()?;
+    let candidates = [beside.join("../bin/bpftime-agent"), beside.join("bpftime-agent")];
+    candidates.into_iter().find(|p| p.exists())
+}
+
 /// Whether the agent is preloaded beside this library, so that this process traces itself already.
 pub fn agent_is_loaded() -> bool {
     // SAFETY: a terminated constant.

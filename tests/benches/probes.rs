@@ -87,10 +87,16 @@ fn main() {
     let kernel = kernel_is_oracle();
     println!("ns per call: median least most of 21");
     println!("{:<28} {:<26} kernel", "", "bpftime");
-    println!("{:<28} {:<26} {}", "unprobed, agent loaded", per_call(&s, &exe, Side::Bpftime, None), per_call(&s, &exe, Side::Kernel, None));
+    println!(
+        "{:<28} {:<26} {}",
+        "unprobed, agent loaded",
+        per_call(&s, &exe, Side::Bpftime, None),
+        per_call(&s, &exe, Side::Kernel, None)
+    );
     for (name, script) in SCRIPTS {
         let ours = per_call(&s, &exe, Side::Bpftime, Some(script));
-        let theirs = if kernel { per_call(&s, &exe, Side::Kernel, Some(script)) } else { "(needs root)".into() };
+        let theirs =
+            if kernel { per_call(&s, &exe, Side::Kernel, Some(script)) } else { "(needs root)".into() };
         println!("{name:<28} {ours:<26} {theirs}");
     }
     println!("\nms: median least most of 11");

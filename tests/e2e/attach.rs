@@ -151,3 +151,30 @@ fn a_stopped_target_does_not_stop_the_tool() {
     let f = target.finish(LIMIT);
     assert!(f.status.success() && f.stdout.contains("ERRORS 0"), "{f:?}");
 }
+
+#[test]
+fn an_event_for_one_process_brings_the_agent_there_and_counts_nowhere_else() {
+    let s = Scratch::new();
+    let exe = s.compile("targets/threads.c", "threads", &[]);
+    let plain = || {
+        let mut cmd = s.command(&exe);
+        cmd.arg("0");
+        let mut run = Running::start(cmd);
+        run.wait_for("RUNNING");
+        run
+    };
+    let (mut wanted, mut bystander) = (plain(), threads(&s, 0).1);
+    let probe = s.compile("tools/probe.c", "probe", &["-w"]);
+    let mut cmd = s.tool(probe);
+    let offset = symbol_offset(&exe, "other").to_string();
+    cmd.args(["pid", &wanted.pid().to_string()]).arg(&exe).arg(offset);
+    let mut tool = Running::start(cmd);
+    tool.wait_for("READY");
+    for (target, calls) in [(&mut wanted, "c 77"), (&mut bystander, "c 1000")] {
+        target.say(calls);
+        target.wait_for("called");
+    }
+    tool.signal(libc::SIGTERM);
+    assert_eq!(counts(&tool.finish(LIMIT)), [77]);
+    assert!(wanted.finish(LIMIT).status.success());
+}

@@ -1,6 +1,7 @@
 // A minimal BPF tool on raw system calls, so that a test knows exactly what it asks for. Runs on the kernel or, preloaded,
 // on bpftime.
 //   probe count KIND PATH OFFSET [KIND PATH OFFSET]...   KIND = entry|ret; prints READY; on SIGTERM: COUNT n per probe
+//   probe pid PID PATH OFFSET        as count, of one process
 //   probe churn N PATH OFFSET        attaches and detaches N times, entry and return in turn; prints DONE
 //   probe attr                       malformed attributes, one result per line: NAME errno
 //   probe objects                    what descriptors of objects can do, one result per line
@@ -75,8 +76,10 @@ static int uprobe(const char *path, uint64_t offset, int ret, int pid) {
   return syscall(SYS_perf_event_open, &a, pid, pid > 0 ? -1 : 0, -1, PERF_FLAG_FD_CLOEXEC);
 }
 
+static int only_pid = -1;
+
 static int attach(const char *path, uint64_t offset, int ret, int prog) {
-  int fd = uprobe(path, offset, ret, -1);
+  int fd = uprobe(path, offset, ret, only_pid);
   if (fd < 0) die("perf_event_open");
   if (ioctl(fd, PERF_EVENT_IOC_SET_BPF, prog) < 0) die("SET_BPF");
   if (ioctl(fd, PERF_EVENT_IOC_ENABLE, 0) < 0) die("ENABLE");
@@ -272,6 +275,11 @@ int main(int argc, char **argv) {
   signal(SIGTERM, on_term);
   signal(SIGINT, on_term);
   if (argc > 4 && !strcmp(argv[1], "count")) return count(argc - 2, argv + 2);
+  if (argc > 4 && !strcmp(argv[1], "pid")) {
+    only_pid = atoi(argv[2]);
+    char *args[] = {"entry", argv[3], argv[4]};
+    return count(3, args);
+  }
   if (argc > 4 && !strcmp(argv[1], "churn")) return churn(atoi(argv[2]), argv[3], strtoull(argv[4], 0, 0));
   if (argc > 1 && !strcmp(argv[1], "attr")) return attr_cases();
   if (argc > 1 && !strcmp(argv[1], "objects")) return object_cases();

@@ -183,6 +183,7 @@ impl Drop for Client {
 /// whose hang-up detaches it.
 pub fn attach(spec: LinkSpec, prog: &ProgObject, watch: Option<OwnedFd>) -> Result<(), Errno> {
     start_own_agent()?;
+    crate::inject::ensure(spec.pid)?;
     let mut guard = client()?;
     let client = guard.as_mut().ok_or(Errno::AGAIN)?;
     let mut known = ANNOUNCED.lock().unwrap_or_else(PoisonError::into_inner);
