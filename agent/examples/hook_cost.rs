@@ -15,7 +15,7 @@ unsafe extern "C" fn ret(_: *const Site, _: *mut PtRegs) {}
 std::arch::global_asm!(
     ".pushsection .text.cost,\"ax\",@progbits",
     ".p2align 4",
-    ".irp f, lea, push, endbr, live, ret, chain1, chain2, chain3, chain4, chain5, chain6, chain7, chain8",
+    ".irp f, lea, push, endbr, add, ret, chain1, chain2, chain3, chain4, chain5, chain6, chain7, chain8",
     ".globl cost_\\f",
     ".hidden cost_\\f",
     ".endr",
@@ -35,7 +35,7 @@ std::arch::global_asm!(
     "pop rbx",
     "ret",
     ".p2align 4, 0xcc",
-    "cost_live: mov rax, rdi",
+    "cost_add: mov rax, rdi",
     "add rax, rsi",
     "ret",
     ".p2align 4, 0xcc",
@@ -65,7 +65,7 @@ unsafe extern "C" {
     fn cost_lea();
     fn cost_push();
     fn cost_endbr();
-    fn cost_live();
+    fn cost_add();
     fn cost_ret();
     fn cost_chain8();
 }
@@ -91,7 +91,7 @@ fn main() {
         ("lea", cost_lea),
         ("push rbp", cost_push),
         ("endbr64", cost_endbr),
-        ("flags live", cost_live),
+        ("mov, add", cost_add),
         ("1-byte ret", cost_ret),
         ("chain of 8", cost_chain8),
     ];

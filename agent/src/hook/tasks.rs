@@ -30,10 +30,13 @@ fn parse(text: &str) -> Option<Status> {
 }
 
 /// A thread that blocks SIGTRAP, which an int3 would kill. A thread that is being created or about to end blocks
-/// everything for a moment, in code of libc's own: only one that keeps it blocked counts.
+/// everything for a moment, in code of libc's own: only one that keeps it blocked counts. Libc's own masks include its
+/// internal signals 32 and 33, which it never lets the application block; such a mask does not last.
 pub(super) fn blocks_trap() -> Option<i32> {
     const LOOKS: u32 = 20;
-    let blocks = |tid: &i32| status(*tid).is_some_and(|s| s.blocked & 1 << (libc::SIGTRAP - 1) != 0);
+    const INTERNAL: u64 = 1 << 31 | 1 << 32;
+    let mask = |tid: &i32| status(*tid).map_or(0, |s| s.blocked);
+    let blocks = |tid: &i32| mask(tid) & 1 << (libc::SIGTRAP - 1) != 0;
     let mut found: Vec<i32> = tids().into_iter().filter(blocks).collect();
     for _ in 0..LOOKS {
         if found.is_empty() {
@@ -42,7 +45,7 @@ pub(super) fn blocks_trap() -> Option<i32> {
         std::thread::sleep(Duration::from_millis(1));
         found.retain(blocks);
     }
-    found.first().copied()
+    found.into_iter().find(|tid| mask(tid) & INTERNAL != INTERNAL)
 }
 
 /// Threads that may still be suspended inside a window: those that have not been seen elsewhere since the int3

@@ -148,8 +148,8 @@ macro_rules! entry_common {
 entry_common!("bpft_entry_common", "0");
 entry_common!("bpft_entry_common_flags", "1");
 
-// For sites with a return probe only, where the status flags are dead: nobody will look at the registers, so this
-// does what hook::returns::push does in the usual case, with five of them. Anything unusual goes the long way.
+// For sites with a return probe only: nobody will look at the registers, so this does what hook::returns::push does in
+// the usual case, with five of them. Anything unusual goes the long way.
 global_asm!(
     ".pushsection .text.bpft_entry,\"ax\",@progbits",
     ".p2align 6",
@@ -164,6 +164,9 @@ global_asm!(
     "lea rsp, [rsp - 48]",
     ".cfi_adjust_cfa_offset 48",
     "mov [rsp], rax",
+    "lahf",
+    "seto al",
+    "mov [rsp + 40], rax",
     "mov [rsp + 8], rcx",
     "mov [rsp + 16], rdx",
     "mov [rsp + 24], rsi",
@@ -226,6 +229,9 @@ global_asm!(
     "mov [rsp + 192], rsi",
     "lea rax, [rsp + 192]",
     "mov [rdi + {sp}], rax",
+    "mov rax, [rsp + 40]",
+    "add al, 0x7f", // OF; sahf leaves it alone
+    "sahf",
     "mov rax, [rsp]",
     "mov rcx, [rsp + 8]",
     "mov rdx, [rsp + 16]",
@@ -234,13 +240,16 @@ global_asm!(
     "lea rsp, [rsp + 48]",
     "ret",
     "9:",
+    "mov rax, [rsp + 40]",
+    "add al, 0x7f", // OF; sahf leaves it alone
+    "sahf",
     "mov rax, [rsp]",
     "mov rcx, [rsp + 8]",
     "mov rdx, [rsp + 16]",
     "mov rsi, [rsp + 24]",
     "mov rdi, [rsp + 32]",
     "lea rsp, [rsp + 48]",
-    "jmp bpft_entry_common",
+    "jmp bpft_entry_common_flags",
     ".cfi_endproc",
     ".size bpft_entry_return,.-bpft_entry_return",
     ".popsection",
@@ -273,11 +282,11 @@ unsafe extern "C" {
 }
 
 /// Where a thunk calls: `flags` says that the status flags are live at the site, `only_return` that it was made for a
-/// return probe alone (a hint: if more is wanted later, the routine notices).
+/// return probe alone (if more is wanted later, that routine notices, and passes on).
 pub(crate) fn landing(flags: bool, only_return: bool) -> usize {
     let f = match (flags, only_return) {
-        (true, _) => bpft_entry_common_flags,
-        (false, true) => bpft_entry_return,
+        (_, true) => bpft_entry_return,
+        (true, false) => bpft_entry_common_flags,
         (false, false) => bpft_entry_common,
     };
     f as unsafe extern "C" fn() as usize

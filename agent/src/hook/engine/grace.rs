@@ -73,6 +73,7 @@ impl Engine {
         if !w.never_entered(&code) || !self.unclaimed(&(addr..end), addr) {
             return false;
         }
+        self.landing = e.thunk.landing;
         let Ok(Some(thunk)) = self.build_near(e.site, &w.insns, &code, addr + JUMP, [false; 4]) else {
             return false;
         };

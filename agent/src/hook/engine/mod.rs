@@ -93,6 +93,7 @@ pub enum Detached {
     Absent,
 }
 
+#[derive(Clone)]
 struct Built {
     at: usize,
     /// Which routine it calls.
@@ -174,6 +175,8 @@ pub struct Engine {
     pads: BTreeMap<usize, Pad>,
     grace: Grace,
     blocks_trap: Option<Look>,
+    /// Where the thunk being built will call.
+    landing: usize,
 }
 
 impl Engine {
@@ -199,6 +202,7 @@ impl Engine {
             pads: BTreeMap::new(),
             grace: Grace::default(),
             blocks_trap: None,
+            landing: 0,
         }
     }
 

@@ -175,6 +175,7 @@ impl Engine {
         }
         let code = self.original_of(e);
         let first = flow::decode(&code, e.addr() as u64).next().ok_or(CannotHook::NotCode(e.addr()))?;
+        self.landing = e.thunk.landing;
         let short = self.build_short(e.site, &first, &code)?;
         let (pad, thunk) = match short {
             Some((pad, t)) => (Some(pad), t),

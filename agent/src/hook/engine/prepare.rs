@@ -4,7 +4,7 @@ use super::{Built, CannotHook, Engine, Entry, Form, INT3, Look, Pad};
 use crate::arch::{flow, landing, sys};
 use crate::hook::near::Fixed;
 use crate::hook::plan::{self, JUMP, SHORT, Window};
-use crate::hook::{Site, made, tasks, thunk};
+use crate::hook::{Site, Want, made, tasks, thunk};
 use iced_x86::Instruction;
 use std::ops::Range;
 use std::time::{Duration, Instant};
@@ -74,8 +74,14 @@ impl Engine {
     }
 
     /// Chooses a form and builds the thunk for it. Nothing of the program is touched yet.
-    pub(super) fn prepare(&mut self, site: &'static Site, code: &[u8]) -> Result<Entry, CannotHook> {
+    pub(super) fn prepare(
+        &mut self,
+        site: &'static Site,
+        want: Want,
+        code: &[u8],
+    ) -> Result<Entry, CannotHook> {
         let addr = site.addr;
+        self.landing = landing(flow::status_flags_live(code, addr as u64), want == Want::RETURN);
         let first = flow::decode(code, addr as u64).next().ok_or(CannotHook::NotCode(addr))?;
         if code[0] == INT3 {
             return Err(CannotHook::Breakpoint(addr));
@@ -182,9 +188,13 @@ impl Engine {
         let len: usize = insns.iter().map(|i| i.len()).sum();
         let disp = i32::try_from(e.thunk.at as i64 - from as i64).ok()?.to_le_bytes();
         let fits = fixed.iter().zip(disp).all(|(f, b)| !f || b == INT3);
-        let same =
-            e.thunk.copies.len() == insns.len() && e.original.len() == len && code.starts_with(&e.original);
-        (fits && same).then(|| Built { at: e.thunk.at, copies: e.thunk.copies.clone() })
+        // The landing for return probes passes on what is not for it.
+        let lands = e.thunk.landing == self.landing || e.thunk.landing == landing(true, true);
+        let same = lands
+            && e.thunk.copies.len() == insns.len()
+            && e.original.len() == len
+            && code.starts_with(&e.original);
+        (fits && same).then(|| e.thunk.clone())
     }
 
     pub(super) fn build(
@@ -194,9 +204,8 @@ impl Engine {
         insns: &[Instruction],
         code: &[u8],
     ) -> Result<Built, CannotHook> {
-        let live = flow::status_flags_live(code, site.addr as u64);
-        let common = if live { entry_common_flags() } else { entry_common() };
-        let made = thunk::assemble(at, std::ptr::from_ref(site) as usize, common, insns, code)?;
+        let landing = self.landing;
+        let made = thunk::assemble(at, std::ptr::from_ref(site) as usize, landing, insns, code)?;
         let written =
             if self.near.paged { write_paged(at, &made.bytes) } else { self.text.write(at, &made.bytes) };
         if !written {
@@ -208,7 +217,7 @@ impl Engine {
             .map(|(i, start)| (i.ip() as usize - site.addr, at + start))
             .collect();
         made::remember(at, made.bytes.len(), site.addr, &copies);
-        Ok(Built { at, copies })
+        Ok(Built { at, landing, copies })
     }
 
     /// A thread that blocks SIGTRAP, if any. Looking takes 20 us per thread, and 20 ms if there is one: not repeated
