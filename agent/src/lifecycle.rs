@@ -108,11 +108,24 @@ fn find_host_symbols() {
         if let Some(offset) = rseq.as_ref() {
             process::set_rseq_offset(*offset);
         }
+        for (slot, name) in RETURNS_TWICE.iter().zip(crate::hook::RETURNS_TWICE) {
+            let name = std::ffi::CString::new(*name).unwrap_or_default();
+            slot.store(libc::dlsym(libc::RTLD_DEFAULT, name.as_ptr()) as usize, Ordering::Relaxed);
+        }
         let debug = libc::dlsym(libc::RTLD_DEFAULT, c"_r_debug".as_ptr()).cast::<RDebug>();
         if let Some(debug) = debug.as_ref() {
             LINKER_NOTIFY.store(debug.brk, Ordering::Relaxed);
         }
     }
+}
+
+/// Addresses of the C library's functions that return twice (`hook::RETURNS_TWICE`), 0 where it has none.
+static RETURNS_TWICE: [AtomicUsize; crate::hook::RETURNS_TWICE.len()] =
+    [const { AtomicUsize::new(0) }; crate::hook::RETURNS_TWICE.len()];
+
+/// Whether a return probe at `addr` would send the second return through a slot that is no longer its own.
+pub fn returns_twice(addr: usize) -> bool {
+    RETURNS_TWICE.iter().any(|a| a.load(Ordering::Relaxed) == addr)
 }
 
 /// `struct r_debug` of `link.h`.

@@ -104,6 +104,9 @@ impl Sites {
     }
 
     fn install(&mut self, addr: usize, want: Want, mut programs: Programs) -> bool {
+        if want.ret && crate::lifecycle::returns_twice(addr) {
+            return false;
+        }
         // Hits before the list is stored below find none; nobody was told yet that the probe stands.
         let Ok(site) = self.engine.attach(addr, want) else { return false };
         programs.at_entry = self.engine.displaced(addr).is_some_and(starts_frame);

@@ -81,7 +81,7 @@ fn serve() {
             state.discover();
             state.pump_all();
             STARTED.store(true, Ordering::Release);
-            soon = state.finish_patches();
+            soon = state.finish();
         }
         finish(asked);
         sleep(&wake, &watch, soon);

@@ -4,9 +4,9 @@ use super::attach::{Dirty, Sites, disable_all};
 use super::session::{Session, Todo};
 use crate::hook::Engine;
 use crate::resolve;
-use bpftime_shm::session::dir;
+use bpftime_shm::session::{dir, sock};
 use rustix::io::Errno;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Sessions and probes of this process.
 pub struct State {
@@ -15,6 +15,9 @@ pub struct State {
     sites: Sites,
     /// Directories to look for sessions in.
     pub dirs: Vec<PathBuf>,
+    /// Socket files of sessions that ended, and how often to look at them yet: the kernel may close a killed tool's
+    /// connections before its listener.
+    leftovers: Vec<(PathBuf, u8)>,
 }
 
 /// What stands in this process, for tests and listings.
@@ -29,7 +32,7 @@ pub struct Summary {
 impl State {
     /// No sessions yet.
     pub fn new(engine: Engine, dirs: Vec<PathBuf>) -> Self {
-        Self { sessions: Vec::new(), sites: Sites::new(engine), dirs }
+        Self { sessions: Vec::new(), sites: Sites::new(engine), dirs, leftovers: Vec::new() }
     }
 
     /// What stands now.
@@ -38,7 +41,7 @@ impl State {
         Summary { sessions: self.sessions.len(), placed: links.map(|l| l.placed.len()).sum() }
     }
 
-    /// Connects to sessions that appeared. Removes the socket of a tool that died without a word.
+    /// Connects to sessions that appeared.
     pub fn discover(&mut self) {
         for dir in self.dirs.clone() {
             for path in dir::sockets(&dir) {
@@ -47,8 +50,7 @@ impl State {
                 }
                 match Session::connect(path.clone()) {
                     Ok(fresh) => self.welcome(fresh),
-                    Err(Errno::CONNREFUSED) => drop(std::fs::remove_file(&path)),
-                    Err(_) => {}
+                    Err(_) => drop(remove_if_dead(&path)),
                 }
             }
         }
@@ -157,9 +159,13 @@ impl State {
         self.sites.collect_garbage();
     }
 
-    /// Finishes patches and removals that had to wait for a thread; tells whether some still do.
-    pub fn finish_patches(&mut self) -> bool {
-        self.sites.upgrade()
+    /// Finishes what had to wait: patches for a thread, socket files for their tool's end. Tells whether some still do.
+    pub fn finish(&mut self) -> bool {
+        self.leftovers.retain_mut(|(path, tries)| {
+            *tries -= 1;
+            *tries > 0 && !remove_if_dead(path)
+        });
+        self.sites.upgrade() || !self.leftovers.is_empty()
     }
 
     /// The tool is gone: take its probes out.
@@ -167,6 +173,7 @@ impl State {
         let Some(at) = self.sessions.iter().position(|s| s.id == id) else { return };
         let session = self.sessions.remove(at);
         disable_all(&session);
+        self.leftovers.push((session.path.clone(), LEFTOVER_TRIES));
         let dirty = session.links.values().flat_map(|l| l.placed.iter().map(|(addr, _)| *addr)).collect();
         self.settle(dirty);
         // The programs go only now: `settle` waited for the last reader of the lists that named them, and where it
@@ -191,6 +198,18 @@ impl State {
             // The descriptor lived in the parent's control thread's table; the number means nothing here.
             std::mem::forget(s.sock.take());
         }
+    }
+}
+
+/// How often the socket file of an ended session is looked at, every 20 ms.
+const LEFTOVER_TRIES: u8 = 50;
+
+/// Removes the socket of a tool that died without a word; true when there is none any more.
+fn remove_if_dead(path: &Path) -> bool {
+    match sock::connect(path) {
+        Err(Errno::CONNREFUSED) => std::fs::remove_file(path).is_ok(),
+        Err(Errno::NOENT) => true,
+        _ => false,
     }
 }
 
