@@ -39,6 +39,8 @@ pub enum Arg {
 pub enum Ret {
     /// Any number.
     Number,
+    /// A number up to the size in the argument list, or a negative errno: at least -4095 (`MAX_ERRNO`).
+    Length,
     /// Nothing that a program may use.
     Nothing,
     /// A value of the map in the first argument, or NULL.
@@ -89,7 +91,7 @@ helpers! {
     2 map_update_elem(Map, MapKey, MapValue, Any) -> Number;
     3 map_delete_elem(Map, MapKey) -> Number;
     4 probe_read(MemOut, SizeOrZero, Any) -> Number gpl;
-    5 ktime_get_ns() -> Number gpl;
+    5 ktime_get_ns() -> Number;
     7 get_prandom_u32() -> Number;
     8 get_smp_processor_id() -> Number;
     14 get_current_pid_tgid() -> Number;
@@ -99,27 +101,27 @@ helpers! {
     27 get_stackid(Ctx, Map, Any) -> Number gpl;
     35 get_current_task() -> Number gpl;
     37 current_task_under_cgroup(Map, Any) -> Number;
-    45 probe_read_str(MemOut, SizeOrZero, Any) -> Number gpl;
-    67 get_stack(Ctx, MemOut, SizeOrZero, Any) -> Number gpl;
+    45 probe_read_str(MemOut, SizeOrZero, Any) -> Length gpl;
+    67 get_stack(Ctx, MemOut, SizeOrZero, Any) -> Length gpl;
     80 get_current_cgroup_id() -> Number;
     112 probe_read_user(MemOut, SizeOrZero, Any) -> Number gpl;
     113 probe_read_kernel(MemOut, SizeOrZero, Any) -> Number gpl;
-    114 probe_read_user_str(MemOut, SizeOrZero, Any) -> Number gpl;
-    115 probe_read_kernel_str(MemOut, SizeOrZero, Any) -> Number gpl;
+    114 probe_read_user_str(MemOut, SizeOrZero, Any) -> Length gpl;
+    115 probe_read_kernel_str(MemOut, SizeOrZero, Any) -> Length gpl;
     118 jiffies64() -> Number;
-    125 ktime_get_boot_ns() -> Number gpl;
+    125 ktime_get_boot_ns() -> Number;
     130 ringbuf_output(Map, Mem, SizeOrZero, Any) -> Number;
     131 ringbuf_reserve(Map, AllocSize, Any) -> RecordOrNull;
     132 ringbuf_submit(Record, Any) -> Nothing;
     133 ringbuf_discard(Record, Any) -> Nothing;
     134 ringbuf_query(Map, Any) -> Number;
-    160 ktime_get_coarse_ns() -> Number gpl;
+    160 ktime_get_coarse_ns() -> Number;
     164 for_each_map_elem(Map, Callback, CallbackCtx, Any) -> Number;
     173 get_func_ip(Ctx) -> Number gpl;
     174 get_attach_cookie(Ctx) -> Number;
     181 bpf_loop(Any, Callback, CallbackCtx, Any) -> Number;
     182 strncmp(Mem, Size, ConstStr) -> Number;
-    208 ktime_get_tai_ns() -> Number gpl;
+    208 ktime_get_tai_ns() -> Number;
 }
 
 /// The highest helper number the kernel (6.18) knows.

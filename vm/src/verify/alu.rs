@@ -1,6 +1,6 @@
 //! ALU instructions: numbers go through [`num`], addresses are moved.
 
-use super::error::{Check, access};
+use super::error::{Check, access, invalid};
 use super::explore::Verifier;
 use super::num::{self, Scalar};
 use super::state::State;
@@ -103,14 +103,16 @@ impl Verifier<'_> {
 /// The result of an operation with an address in it.
 fn moved(op: AluOp, width: Width, dst: Reg, src: Operand, left: &Val, right: &Val) -> Check<Val> {
     if left.is_pointer() && right.is_pointer() {
-        // A distance, or nonsense: a number in any case.
-        return if op == AluOp::Sub || width == Width::W32 {
-            Ok(Val::UNKNOWN)
+        return if op == AluOp::Sub {
+            Ok(Val::scalar(distance(width)))
         } else {
             access(format!("R{} pointer {} pointer prohibited", dst.index(), op.sign()))
         };
     }
     let reg = if left.is_pointer() { dst.index() } else { source(src, dst) };
+    if width == Width::W32 && op == AluOp::Sub {
+        return Ok(Val::scalar(distance(width)));
+    }
     if width == Width::W32 {
         return access(format!("R{reg} 32-bit pointer arithmetic prohibited"));
     }
@@ -126,6 +128,11 @@ fn moved(op: AluOp, width: Width, dst: Reg, src: Operand, left: &Val, right: &Va
     }
 }
 
+/// A difference that is not followed.
+fn distance(width: Width) -> Scalar {
+    Scalar::of_width(width.bits())
+}
+
 fn source(src: Operand, dst: Reg) -> usize {
     match src {
         Operand::Reg(reg) => reg.index(),
@@ -139,6 +146,9 @@ fn shifted(reg: usize, ptr: &Val, by: &Scalar, op: AluOp) -> Check<Val> {
     if ptr.nullable {
         let reason = format!("R{reg} pointer arithmetic on {name} prohibited, null-check it first");
         return access(reason);
+    }
+    if matches!(ptr.kind, Kind::Map(_)) && by.constant() == Some(0) {
+        return Ok(*ptr);
     }
     if matches!(ptr.kind, Kind::Map(_) | Kind::Func(_)) {
         return access(format!("R{reg} pointer arithmetic on {name} prohibited"));
@@ -163,20 +173,18 @@ fn check_step(name: &str, by: &Scalar) -> Check {
     if let Some(x) = by.constant() {
         let x = x as i64;
         if x >= MAX_OFF || x <= -MAX_OFF {
-            return access(format!("math between {name} pointer and {x} is not allowed"));
+            return invalid(format!("math between {name} pointer and {x} is not allowed"));
         }
         return Ok(());
     }
-    let (min, max) = (by.wide.smin, by.wide.smax);
+    let min = by.wide.smin;
     if min == i64::MIN {
-        return access(format!(
+        return invalid(format!(
             "math between {name} pointer and register with unbounded min value is not allowed"
         ));
     }
-    let outside = |x: i64| x >= MAX_OFF || x <= -MAX_OFF;
-    if outside(min) || outside(max) {
-        let x = if outside(min) { min } else { max };
-        return access(format!("value {x} makes {name} pointer be out of bounds"));
+    if min >= MAX_OFF || min <= -MAX_OFF {
+        return invalid(format!("value {min} makes {name} pointer be out of bounds"));
     }
     Ok(())
 }
@@ -185,12 +193,12 @@ fn check_step(name: &str, by: &Scalar) -> Check {
 fn check_place(name: &str, ptr: &Val) -> Check {
     let off = i64::from(ptr.off);
     if off >= MAX_OFF || off <= -MAX_OFF {
-        return access(format!("{name} pointer offset {off} is not allowed"));
+        return invalid(format!("{name} pointer offset {off} is not allowed"));
     }
-    let (min, max) = (ptr.num.wide.smin, ptr.num.wide.smax);
-    if min <= -MAX_OFF || max >= MAX_OFF {
-        let x = if min <= -MAX_OFF { min } else { max };
-        return access(format!("value {x} makes {name} pointer be out of bounds"));
+    // The upper end is checked where memory is accessed.
+    let min = ptr.num.wide.smin;
+    if min <= -MAX_OFF || min >= MAX_OFF {
+        return invalid(format!("value {min} makes {name} pointer be out of bounds"));
     }
     Ok(())
 }

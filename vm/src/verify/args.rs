@@ -1,6 +1,6 @@
 //! Arguments of helpers.
 
-use super::error::{Check, access, invalid};
+use super::error::{Check, Errno, Fail, access, invalid};
 use super::explore::Verifier;
 use super::memory::{RDONLY_PROG, Span, Use};
 use super::state::State;
@@ -21,6 +21,8 @@ pub(super) struct Call {
     pub callback_ctx: Val,
     /// Bytes to reserve.
     pub alloc: u32,
+    /// Most bytes of the sized memory.
+    pub size: u32,
     /// The record that is given up.
     pub released: u32,
     /// Stack to overwrite once all arguments are checked.
@@ -36,6 +38,7 @@ impl Call {
             callback: None,
             callback_ctx: Val::constant(0),
             alloc: 0,
+            size: 0,
             released: 0,
             written: Vec::new(),
         }
@@ -54,6 +57,7 @@ impl Verifier<'_> {
             let val = self.read(state, reg)?;
             self.argument(state, *arg, reg, val, call)?;
         }
+        self.map_use(call)?;
         for span in std::mem::take(&mut call.written) {
             self.stack_passed(state, &span, true)?;
         }
@@ -65,18 +69,19 @@ impl Verifier<'_> {
         match arg {
             Arg::Any => Ok(()),
             Arg::Map => match val.kind {
-                Kind::Map(map) => self.map_argument(map, call),
+                Kind::Map(map) => {
+                    call.map = Some(map);
+                    Ok(())
+                }
                 _ => mismatch(n, &val, "map_ptr"),
             },
             Arg::MapKey => {
                 let size = self.map(call.map.unwrap_or(MapIdx(0))).key_size;
-                memory_kind(n, &val, MEMORY)?;
-                self.memory_argument(state, reg, val, size, false, call)
+                self.element(state, reg, val, size, call)
             }
             Arg::MapValue => {
                 let size = self.map(call.map.unwrap_or(MapIdx(0))).value_size;
-                memory_kind(n, &val, MEMORY)?;
-                self.memory_argument(state, reg, val, size, false, call)
+                self.element(state, reg, val, size, call)
             }
             Arg::Mem => memory_kind(n, &val, MEMORY),
             Arg::MemOut => memory_kind(n, &val, MEMORY_OUT),
@@ -108,7 +113,7 @@ impl Verifier<'_> {
                 Kind::Stack(_) => {
                     call.callback_ctx = val;
                     let span = Span { reg: n, ptr: val, off: 0, size: 0 };
-                    self.stack_place(state, &span, "indirect access to").map(|_| ())
+                    self.stack_place(state, &span, "read from").map(|_| ())
                 }
                 _ if val.is_null() => Ok(()),
                 _ => mismatch(n, &val, "fp"),
@@ -117,14 +122,33 @@ impl Verifier<'_> {
         }
     }
 
-    fn map_argument(&mut self, map: MapIdx, call: &mut Call) -> Check {
-        call.map = Some(map);
-        let map_type = self.map(map).map_type;
+    /// Whether the helper goes with the map, once all arguments are good.
+    fn map_use(&self, call: &Call) -> Check {
+        let Some(map) = call.map else { return Ok(()) };
+        let facts = self.map(map);
+        let map_type = facts.map_type;
+        if call.id == helper::id::for_each_map_elem && !super::helper::compatible(call.id, map_type) {
+            let reason = "callback function not allowed for map".into();
+            return Err(Fail { errno: Errno::NotSupported, reason });
+        }
+        let writes = matches!(call.id, helper::id::map_update_elem | helper::id::map_delete_elem);
+        if writes && facts.flags & RDONLY_PROG != 0 {
+            return access("write into map forbidden".into());
+        }
         if super::helper::compatible(call.id, map_type) {
             return Ok(());
         }
         let name = helper::full_name(call.id).unwrap_or("unknown");
         invalid(format!("cannot pass map_type {map_type} into func {name}#{}", call.id))
+    }
+
+    /// A key or a value.
+    fn element(&mut self, state: &mut State, reg: Reg, val: Val, size: u32, call: &mut Call) -> Check {
+        memory_kind(reg.index(), &val, MEMORY)?;
+        if size == 0 {
+            return access("invalid zero-sized read".into());
+        }
+        self.memory_argument(state, reg, val, size, false, call)
     }
 
     /// The size register of the memory in the register before it.
@@ -146,6 +170,7 @@ impl Verifier<'_> {
         if range.umax >= super::alu::MAX_OFF as u64 {
             return access(format!("R{n} unbounded memory access, use 'var &= const' or 'if (var < const)'"));
         }
+        call.size = range.umax as u32;
         let written = helper::proto(call.id).is_some_and(|p| p.args.get(n - 2) == Some(&Arg::MemOut));
         self.memory_argument(state, ptr_reg, ptr, range.umax as u32, written, call)
     }
@@ -163,11 +188,10 @@ impl Verifier<'_> {
         let span = Span { reg: reg.index(), ptr, off: 0, size: i64::from(size) };
         if matches!(ptr.kind, Kind::Stack(_)) {
             if span.size == 0 {
-                let span = Span { size: 0, ..span };
-                return self.stack_place(state, &span, "indirect access to").map(|_| ());
+                return self.stack_place(state, &span, "read from").map(|_| ());
             }
             if written {
-                self.stack_place(state, &span, "indirect access to")?;
+                self.stack_place(state, &span, "write to")?;
                 call.written.push(span);
                 return Ok(());
             }

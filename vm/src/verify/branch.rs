@@ -19,9 +19,15 @@ impl Verifier<'_> {
         }
         let mut taken = state.clone();
         let sides = Sides { cond, width, dst, src, left, right };
-        sides.learn(&mut taken, true);
-        sides.learn(state, false);
-        self.postpone(taken, target, at)?;
+        match (sides.learn(&mut taken, true), sides.learn(state, false)) {
+            (true, true) => self.postpone(taken, target, at)?,
+            (true, false) => {
+                *state = taken;
+                return Ok(Next::At(target));
+            }
+            // Both impossible cannot be; go on with what was known before.
+            (false, _) => {}
+        }
         Ok(Next::At(at + 1))
     }
 }
@@ -52,30 +58,29 @@ struct Sides {
 }
 
 impl Sides {
-    /// Applies the outcome to everything that is linked to the operands.
-    fn learn(&self, state: &mut State, holds: bool) {
+    /// Applies the outcome to everything that is linked to the operands; false if it is impossible.
+    fn learn(&self, state: &mut State, holds: bool) -> bool {
         if self.left.is_scalar() && self.right.is_scalar() {
             let (a, b) = (&self.left.num, &self.right.num);
-            let (a, b) = num::refine(self.cond, self.width, holds, a, b, REGISTER);
+            let Some((a, b)) = num::refine(self.cond, self.width, holds, a, b, REGISTER) else {
+                return false;
+            };
             assign(state, self.dst, &self.left, a);
             if let Operand::Reg(src) = self.src {
                 assign(state, src, &self.right, b);
             }
-            return;
+            return true;
         }
         let null = match self.cond {
             Cond::Eq => holds,
             Cond::Ne => !holds,
-            _ => return,
+            _ => return true,
         };
-        if self.width == Width::W32 {
-            return;
-        }
-        if self.left.nullable && self.right.is_null() {
+        // As in the kernel, a register that holds 0 is no check.
+        if self.left.nullable && self.src == Operand::Imm(0) && self.width == Width::W64 {
             settle(state, self.left.id, null);
-        } else if self.right.nullable && self.left.is_null() {
-            settle(state, self.right.id, null);
         }
+        true
     }
 }
 

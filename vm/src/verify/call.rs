@@ -40,11 +40,12 @@ impl Verifier<'_> {
     }
 
     pub fn exit(&mut self, state: &mut State) -> Check<Next> {
-        let result = self.read(state, Reg::R0)?;
         let depth = state.frames.len() - 1;
         if let Some(callback) = state.frame().callback {
+            let result = *state.reg(Reg::R0);
             return self.leave_callback(state, result, callback);
         }
+        let result = self.read(state, Reg::R0)?;
         if depth == 0 {
             let at_exit = "BPF_EXIT instruction in main prog would lead to reference leak";
             return match state.references.first() {
@@ -54,7 +55,7 @@ impl Verifier<'_> {
                 None => Ok(Next::Done),
             };
         }
-        if result.kind == Kind::Stack(depth as u8) {
+        if matches!(result.kind, Kind::Stack(_)) {
             return invalid("cannot return stack pointer to the caller".into());
         }
         let callsite = state.frame().callsite;
@@ -109,17 +110,21 @@ impl Verifier<'_> {
             return access("R0 not a scalar value".into());
         }
         if result.num.wide.umax > 1 {
-            let s = &result.num.wide;
+            let (min, max) = (result.num.wide.smin, result.num.wide.smax);
+            let got = if (min, max) == (i64::MIN, i64::MAX) {
+                "unknown scalar value".to_string()
+            } else {
+                format!("smin={min} smax={max}")
+            };
             return invalid(format!(
-                "At callback return the register R0 has smin={} smax={} should have been in [0, 1]",
-                s.smin, s.smax
+                "At callback return the register R0 has {got} should have been in [0, 1]"
             ));
         }
         if state.references.len() != callback.references {
             let r = state.references.last().copied();
             let (id, insn) = r.map_or((0, 0), |r| (r.id, r.insn));
             return invalid(format!(
-                "Unreleased reference id={id} alloc_insn={insn}\nBPF_EXIT instruction in callback would lead to reference leak"
+                "Unreleased reference id={id} alloc_insn={insn}\nBPF_EXIT instruction in main prog would lead to reference leak"
             ));
         }
         let callsite = state.frame().callsite;

@@ -15,6 +15,8 @@ pub enum Errno {
     TooBig,
     /// EFAULT.
     Fault,
+    /// ENOTSUPP, which only exists inside of the kernel, and leaks.
+    NotSupported,
 }
 
 impl Errno {
@@ -26,6 +28,7 @@ impl Errno {
             Errno::Access => 13,
             Errno::Fault => 14,
             Errno::Invalid => 22,
+            Errno::NotSupported => 524,
         }
     }
 }

@@ -90,6 +90,7 @@ impl<'a> Verifier<'a> {
 
     /// Walks every path.
     pub fn run(&mut self) -> Result<(), Refusal> {
+        self.all_reachable()?;
         let mut frame = Frame::new(0, 0, 0);
         frame.regs[1] = Val::pointer(Kind::Ctx);
         let state = State { frames: vec![Rc::new(frame)], references: Vec::new() };
@@ -99,6 +100,17 @@ impl<'a> Verifier<'a> {
             self.path(path)?;
         }
         Ok(())
+    }
+
+    /// Code that no jump leads to is a mistake of who made the program.
+    fn all_reachable(&self) -> Result<(), Refusal> {
+        let lost = (0..self.program.ops().len()).find(|at| !self.program.is_reachable(*at));
+        match lost {
+            Some(insn) => {
+                Err(Refusal { errno: Errno::Invalid, insn, reason: format!("unreachable insn {insn}") })
+            }
+            None => Ok(()),
+        }
     }
 
     /// Writes the reason and the statistics, and hands out what was proved.
@@ -206,8 +218,8 @@ impl<'a> Verifier<'a> {
     /// Keeps a path for later.
     pub fn postpone(&mut self, state: State, at: usize, from: usize) -> Check {
         if self.pending.len() >= MAX_PENDING {
-            let reason = format!("The sequence of {MAX_PENDING} jumps is too complex.");
-            return Err(Fail { errno: Errno::TooBig, reason });
+            let reason = format!("The sequence of {} jumps is too complex.", MAX_PENDING + 1);
+            return Err(Fail { errno: Errno::Fault, reason });
         }
         self.pending.push(Pending { state, at, from });
         Ok(())

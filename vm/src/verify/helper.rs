@@ -1,13 +1,18 @@
 //! Helper calls: licence, which maps go with which helper, results.
 
 use super::args::Call;
-use super::error::{Check, invalid};
+use super::error::{Check, Errno, Fail, invalid};
 use super::explore::{Next, Verifier};
+use super::num::Scalar;
 use super::state::{Reference, State};
 use super::value::{Kind, Val};
 use crate::isa::{MapIdx, Reg};
 use bpftime_abi::helper::{self, Proto, Ret, id};
 use bpftime_abi::map_type::*;
+use bpftime_abi::prog_type::{BPF_PROG_TYPE_KPROBE, BPF_PROG_TYPE_SOCKET_FILTER};
+
+/// The lowest errno a helper returns is minus this.
+const MAX_ERRNO: i64 = 4095;
 
 /// Whether programs may call this helper with a map of this type.
 pub(super) fn compatible(helper: u32, map_type: u32) -> bool {
@@ -47,12 +52,31 @@ pub(super) fn compatible(helper: u32, map_type: u32) -> bool {
     by_map && by_helper
 }
 
+/// Whether programs of this type may call the helper, as the kernel answers (tests/verify/programs.rs).
+fn allowed(helper: u32, prog_type: u32) -> bool {
+    const TRACING: &[u32] =
+        &[id::probe_read, id::probe_read_str, id::get_stackid, id::get_stack, id::get_attach_cookie];
+    match helper {
+        id::get_func_ip => prog_type == BPF_PROG_TYPE_KPROBE,
+        _ if TRACING.contains(&helper) => prog_type != BPF_PROG_TYPE_SOCKET_FILTER,
+        _ => true,
+    }
+}
+
 impl Verifier<'_> {
     pub fn call_helper(&mut self, state: &mut State, at: usize, helper: u32) -> Check<Next> {
         let proto = match helper::proto(helper) {
             Some(proto) if self.env.helper_exists(helper) => proto,
             _ => return invalid(format!("invalid func unknown#{helper}")),
         };
+        if !allowed(helper, self.env.prog_type()) {
+            let (name, kind) = (helper::full_name(helper).unwrap_or("unknown"), self.env.prog_type());
+            if helper != id::get_func_ip {
+                return invalid(format!("program of this type cannot use helper {name}#{helper}"));
+            }
+            let reason = format!("func {name}#{helper} not supported for program type {kind}");
+            return Err(Fail { errno: Errno::NotSupported, reason });
+        }
         if proto.gpl_only && !self.env.gpl() {
             return invalid("cannot call GPL-restricted function from non-GPL compatible program".into());
         }
@@ -73,6 +97,7 @@ impl Verifier<'_> {
     fn result(&mut self, state: &mut State, proto: &Proto, call: &Call) -> Val {
         match proto.ret {
             Ret::Number => Val::UNKNOWN,
+            Ret::Length => Val::scalar(Scalar::between_signed(-MAX_ERRNO, i64::from(call.size))),
             Ret::Nothing => Val::NOT_INIT,
             Ret::MapValueOrNull => {
                 let map = call.map.unwrap_or(MapIdx(0));
@@ -80,6 +105,7 @@ impl Verifier<'_> {
                 Val { nullable: true, id, ..Val::pointer(Kind::MapValue(map)) }
             }
             Ret::RecordOrNull => {
+                self.fresh_id();
                 let id = self.fresh_id();
                 state.references.push(Reference { id, insn: call.at });
                 Val { nullable: true, id, reference: id, ..Val::pointer(Kind::Record(call.alloc)) }

@@ -76,9 +76,6 @@ impl Verifier<'_> {
         let Op::Store { size, base, off, src } = op else { return Ok(()) };
         let ptr = self.read(state, base)?;
         let mut val = self.operand(state, src)?;
-        if ptr.kind == Kind::Ctx && matches!(src, Operand::Imm(_)) {
-            return access(format!("BPF_ST stores into R{} ctx is not allowed", base.index()));
-        }
         let span = Span::of(base, ptr, off, size);
         match ptr.kind {
             Kind::Stack(_) => {
@@ -97,36 +94,33 @@ impl Verifier<'_> {
 
     pub fn atomic(&mut self, state: &mut State, at: usize, op: Op) -> Check {
         let Op::Atomic { op, fetch, size, base, off, src } = op else { return Ok(()) };
-        let operand = self.read(state, src)?;
+        self.read(state, src)?;
         if op == AtomicOp::Cmpxchg {
-            let expected = self.read(state, Reg::R0)?;
-            if expected.is_pointer() {
-                return access("R0 leaks addr into mem".into());
-            }
+            self.read(state, Reg::R0)?;
         }
         let ptr = self.read(state, base)?;
-        if operand.is_pointer() {
-            return access(format!("R{} leaks addr into mem", src.index()));
-        }
         if ptr.kind == Kind::Ctx {
             return access(format!("BPF_ATOMIC stores into R{} ctx is not allowed", base.index()));
         }
         let span = Span::of(base, ptr, off, size);
+        let mut old = Val::scalar(loaded(size.bits_wide(), false));
         match ptr.kind {
             Kind::Stack(_) => {
-                self.stack_read(state, &span, false)?;
+                let found = self.stack_read(state, &span, false)?;
+                if found.is_scalar() {
+                    old = Val::scalar(found.num);
+                }
                 self.stack_write(state, &span, None)?;
             }
             _ => {
-                self.aligned(&span, "")?;
+                self.aligned(&span, "value ")?;
                 self.check(at, &span, Use::Read)?;
                 self.check(at, &span, Use::Write)?;
             }
         }
         self.prove_span(at, &span);
         if fetch {
-            let old = if op == AtomicOp::Cmpxchg { Reg::R0 } else { src };
-            state.set(old, Val::scalar(loaded(size.bits_wide(), false)));
+            state.set(if op == AtomicOp::Cmpxchg { Reg::R0 } else { src }, old);
         }
         Ok(())
     }
@@ -212,7 +206,7 @@ impl Verifier<'_> {
             return Ok(());
         }
         let var = if span.ptr.num.constant() == Some(0) {
-            "0x0".to_string()
+            "0".to_string()
         } else {
             format!("({:#x}; {:#x})", var.value, var.mask)
         };
@@ -224,27 +218,24 @@ impl Verifier<'_> {
 /// Whether all bytes of a span, wherever it begins, are inside of `limit` bytes.
 pub(super) fn inside(span: &Span, limit: i64, outside: impl Fn(i64, i64) -> String) -> Check {
     let (reg, var) = (span.reg, &span.ptr.num.wide);
-    let refuse = |off: i64, why: &str| {
-        let why = if why.is_empty() { String::new() } else { format!("\nR{reg} {why}") };
-        access(outside(off, span.size) + &why)
+    let refuse = |off: i64, end: &str| {
+        let why = format!("R{reg} {end} value is outside of the allowed memory range");
+        access(outside(off, span.size) + "\n" + &why)
     };
     let bad = |off: i64| off < 0 || off.saturating_add(span.size) > limit;
-    if span.ptr.num.constant() == Some(0) {
-        return if bad(span.fixed()) { refuse(span.fixed(), "") } else { Ok(()) };
-    }
     let (min, max) = span.range();
     if var.smin < 0 && (var.smin == i64::MIN || min < 0) {
         let hint = "either use unsigned index or do a if (index >=0) check.";
         return access(format!("R{reg} min value is negative, {hint}"));
     }
     if bad(min) {
-        return refuse(min, "min value is outside of the allowed memory range");
+        return refuse(min, "min");
     }
     if var.umax >= super::alu::MAX_OFF as u64 {
         return access(format!("R{reg} unbounded memory access, make sure to bounds check any such access"));
     }
     if bad(max) {
-        return refuse(max, "max value is outside of the allowed memory range");
+        return refuse(max, "max");
     }
     Ok(())
 }

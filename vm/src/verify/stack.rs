@@ -32,7 +32,8 @@ impl Verifier<'_> {
                     span.fixed()
                 )
             };
-            return access(text);
+            let across = min >= -i64::from(MAX_STACK) && min < 0;
+            return if across { invalid(text) } else { access(text) };
         }
         let func = state.frames[frame].func;
         self.proved.stack[func] = self.proved.stack[func].max(min.unsigned_abs() as u32);
@@ -40,8 +41,8 @@ impl Verifier<'_> {
     }
 
     pub fn stack_read(&mut self, state: &mut State, span: &Span, signed: bool) -> Check<Val> {
-        let (frame, min, max) = self.stack_place(state, span, "read from")?;
         self.aligned(span, "stack ")?;
+        let (frame, min, max) = self.stack_place(state, span, "read from")?;
         let frame = &state.frames[frame];
         let bits = span.size as u32 * 8;
         if min == max {
@@ -64,8 +65,8 @@ impl Verifier<'_> {
 
     /// Writes a value, or something if there is none.
     pub fn stack_write(&mut self, state: &mut State, span: &Span, val: Option<&Val>) -> Check {
-        let (frame, min, max) = self.stack_place(state, span, "write to")?;
         self.aligned(span, "stack ")?;
+        let (frame, min, max) = self.stack_place(state, span, "write to")?;
         let spills_stack = val.is_some_and(|v| matches!(v.kind, Kind::Stack(_)));
         if spills_stack && frame != state.frames.len() - 1 {
             return invalid("cannot spill pointers to stack into stack frame of the caller".into());
@@ -100,7 +101,8 @@ impl Verifier<'_> {
         if span.size == 0 {
             return Ok(());
         }
-        let (frame, min, max) = self.stack_place(state, span, "indirect access to")?;
+        let (frame, min, max) =
+            self.stack_place(state, span, if written { "write to" } else { "read from" })?;
         if !written {
             let frame = &state.frames[frame];
             for off in min..max + span.size {

@@ -1,5 +1,9 @@
 //! The verifier against the kernel's: same programs, same maps, same verdict and the same words.
 
 mod corpus;
+mod differential;
 mod env;
+mod generate;
 mod kernel;
+mod machine;
+mod programs;

@@ -17,6 +17,9 @@ pub fn alu(op: AluOp, width: Width, dst: &Scalar, src: &Scalar) -> Scalar {
 
 /// `dst op src` in these dimensions.
 pub(super) fn alu_in(op: AluOp, width: Width, dst: &Scalar, src: &Scalar, dims: Dims) -> Scalar {
+    if matches!(op, AluOp::Div | AluOp::Sdiv | AluOp::Mod | AluOp::Smod) {
+        return Scalar::unknown_in(dims);
+    }
     let low_part = |s: &Scalar| Part { bits: s.bits.truncated(dims.narrow), bounds: s.narrow };
     let narrow = part(op, low_part(dst), low_part(src), dims.narrow);
     let result = match width {

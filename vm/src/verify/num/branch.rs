@@ -62,9 +62,16 @@ pub const fn negated(cond: Cond) -> Option<Cond> {
     })
 }
 
-/// Both operands, knowing that `a cond b` is `holds`. An operand about which that would leave nothing to
-/// say is returned as it was: only [`decide`] makes a path unreachable.
-pub fn refine(cond: Cond, width: Width, holds: bool, a: &Scalar, b: &Scalar, dims: Dims) -> (Scalar, Scalar) {
+/// Both operands, knowing that `a cond b` is `holds`; `None` if no members make it so. That intersects
+/// true statements about the operands, so nothing imprecise can make it empty.
+pub fn refine(
+    cond: Cond,
+    width: Width,
+    holds: bool,
+    a: &Scalar,
+    b: &Scalar,
+    dims: Dims,
+) -> Option<(Scalar, Scalar)> {
     let cond = match (holds, negated(cond)) {
         (true, _) => Some(cond),
         (false, negated) => negated,
@@ -85,7 +92,7 @@ pub fn refine(cond: Cond, width: Width, holds: bool, a: &Scalar, b: &Scalar, dim
             ((abits, x), (bbits, y))
         }
     };
-    (put(a, new_a, width, dims), put(b, new_b, width, dims))
+    Some((put(a, new_a, width, dims)?, put(b, new_b, width, dims)?))
 }
 
 /// `x & y == 0`: the ones of a constant are zeros of the other.
@@ -150,7 +157,7 @@ fn flip((b, a): (Bounds, Bounds)) -> (Bounds, Bounds) {
 }
 
 /// Puts a refined part back into its number.
-fn put(old: &Scalar, (bits, range): (Tnum, Bounds), width: Width, dims: Dims) -> Scalar {
+fn put(old: &Scalar, (bits, range): (Tnum, Bounds), width: Width, dims: Dims) -> Option<Scalar> {
     let mut new = *old;
     match width {
         Width::W64 => (new.bits, new.wide) = (bits.truncated(dims.wide), range),
@@ -160,5 +167,5 @@ fn put(old: &Scalar, (bits, range): (Tnum, Bounds), width: Width, dims: Dims) ->
         }
     }
     debug_assert_eq!(new.bits.mask & !low(dims.wide), 0);
-    new.synced(dims).unwrap_or(*old)
+    new.synced(dims)
 }

@@ -1,0 +1,108 @@
+//! Generated programs: what we accept, the kernel accepts, and it runs without a bad access.
+
+use super::env::{Verdict, World, judge};
+use super::generate::Generator;
+use super::kernel::Kernel;
+use super::machine::{Machine, OUT_OF_FUEL};
+use super::programs::world;
+use bpftime_vm::asm::assemble;
+use bpftime_vm::verify::{Log, Verified};
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+/// Programs of a run without `BPFTIME_VERIFY_PROGRAMS`; the time is bounded, too.
+const PROGRAMS: u64 = 3000;
+const TIME: Duration = Duration::from_secs(10);
+
+fn wanted(name: &str) -> Option<u64> {
+    std::env::var(name).ok()?.parse().ok()
+}
+
+/// Numbers in a reason are not what distinguishes it.
+fn bucket(reason: &str) -> String {
+    let first = reason.split(" | ").last().unwrap_or("");
+    let mut text = String::new();
+    for c in first.chars() {
+        let c = if c.is_ascii_digit() { '#' } else { c };
+        if !(c == '#' && text.ends_with('#')) {
+            text.push(c);
+        }
+    }
+    text
+}
+
+/// Runs an accepted program with random data; panics at a bad access.
+fn runs_safely(verified: &Verified, world: &World, seed: u64, source: &str) {
+    for n in 0..3 {
+        match Machine::new(verified, world, seed * 31 + n).run() {
+            Err(e) if e != OUT_OF_FUEL => panic!("seed {seed}: {e}\n{source}"),
+            _ => {}
+        }
+    }
+}
+
+/// Why the kernel may refuse what we accept: where it knows less than we do, soundly.
+const EXPLAINED: &[(&str, &str)] = &[
+    ("kernel 6.18 cannot compile a callback that it found dead", "verifier bug: No program to jit"),
+    ("kernel 6.18 adds the distance of a linked number to a pointer", "pointer offset"),
+];
+
+#[test]
+fn what_we_accept_the_kernel_accepts_and_the_machine_runs() {
+    let world = world("kprobe");
+    let kernel = Kernel::new(&world);
+    let first = wanted("BPFTIME_VERIFY_SEED").unwrap_or(1);
+    let (count, start) = (wanted("BPFTIME_VERIFY_PROGRAMS"), Instant::now());
+    let (mut both, mut neither, mut ran, mut done) = (0, 0, 0, 0);
+    let (mut unsafe_here, mut imprecise) = (BTreeMap::new(), BTreeMap::<String, (usize, u64)>::new());
+    for seed in first..first + count.unwrap_or(PROGRAMS) {
+        if count.is_none() && start.elapsed() > TIME {
+            break;
+        }
+        done += 1;
+        let source = Generator::program(seed);
+        let insns = assemble(&source).unwrap_or_else(|e| panic!("{e}\n{source}"));
+        let verdict = judge(&insns, &world, &mut Log::new(0));
+        if let Verdict::Accepted(verified) = &verdict {
+            runs_safely(verified, &world, seed, &source);
+            ran += 1;
+        }
+        let Some(kernel) = &kernel else { continue };
+        let answer = kernel.judge(&insns, &world);
+        match (verdict.refusal(), answer.errno) {
+            (None, 0) => both += 1,
+            (Some(_), 0) => {
+                let (_, reason) = verdict.refusal().unwrap_or_default();
+                imprecise.entry(bucket(&reason.replace('\n', " | "))).or_insert((0, seed)).0 += 1;
+            }
+            (None, errno) => {
+                let explained = EXPLAINED.iter().find(|(_, text)| answer.reason.contains(text));
+                let key = explained.map_or(bucket(&answer.reason), |(why, _)| (*why).to_string());
+                let entry = unsafe_here.entry((explained.is_none(), errno, key)).or_insert((0, seed));
+                entry.0 += 1;
+            }
+            (Some(_), _) => neither += 1,
+        }
+    }
+    println!(
+        "{done} programs in {:?}: both accept {both}, both refuse {neither}, {ran} run",
+        start.elapsed()
+    );
+    println!("we refuse, the kernel accepts: {imprecise:#?}");
+    println!("we accept, the kernel refuses: {unsafe_here:#?}");
+    assert!(!unsafe_here.keys().any(|(unexplained, ..)| *unexplained));
+}
+
+/// `BPFTIME_VERIFY_SHOW=seed`: one program, both logs.
+#[test]
+fn show_one() {
+    let Some(seed) = wanted("BPFTIME_VERIFY_SHOW") else { return };
+    let (world, source) = (world("kprobe"), Generator::program(seed));
+    let insns = assemble(&source).unwrap();
+    let mut log = Log::new(2);
+    judge(&insns, &world, &mut log);
+    println!("{source}\n--- ours\n{}\n--- kernel", log.text());
+    if let Some(kernel) = Kernel::new(&world) {
+        println!("{}", kernel.log(&insns, &world));
+    }
+}

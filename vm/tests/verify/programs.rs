@@ -1,0 +1,164 @@
+//! Own programs, one rule each (`programs.txt`): the kernel's verdict as recorded, the kernel here if it may
+//! be asked, and ours.
+//!
+//! A block is `## sentence`, the program type (and `nongpl`), the program, `kernel ERRNO REASON` and, where we
+//! differ on purpose, `ours ERRNO REASON -- why`. `BLESS=1` records what the kernel here says.
+
+use super::env::{TestMap, World, judge};
+use super::kernel::Kernel;
+use bpftime_vm::asm::assemble;
+use bpftime_vm::verify::{Log, MapFacts};
+
+const FILE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/verify/programs.txt");
+
+pub struct Case {
+    pub name: String,
+    pub header: String,
+    pub source: String,
+    pub kernel: Option<String>,
+    pub ours: Option<String>,
+}
+
+pub fn cases() -> Vec<Case> {
+    let text = std::fs::read_to_string(FILE).unwrap();
+    let mut cases: Vec<Case> = vec![];
+    for line in text.lines() {
+        if let Some(name) = line.strip_prefix("## ") {
+            let name = name.to_string();
+            cases.push(Case { name, header: String::new(), source: String::new(), kernel: None, ours: None });
+            continue;
+        }
+        let Some(case) = cases.last_mut() else { continue };
+        if let Some(answer) = line.strip_prefix("kernel ") {
+            case.kernel = Some(answer.to_string());
+        } else if let Some(answer) = line.strip_prefix("ours ") {
+            case.ours = Some(answer.to_string());
+        } else if case.header.is_empty() {
+            case.header = line.to_string();
+        } else if !line.is_empty() {
+            case.source += &format!("{line}\n");
+        }
+    }
+    cases
+}
+
+fn map(map_type: u32, key: u32, value: u32, entries: u32, flags: u32) -> TestMap {
+    let facts =
+        MapFacts { map_type, key_size: key, value_size: value, max_entries: entries, flags, frozen: false };
+    TestMap { facts, contents: vec![] }
+}
+
+/// The maps of all programs, at descriptors 100, 101...
+pub fn maps() -> Vec<TestMap> {
+    let mut rodata = map(2, 4, 64, 1, 1 << 7);
+    rodata.facts.frozen = true;
+    rodata.contents = (0..64).map(|n| n + 1).collect();
+    rodata.contents[..8].copy_from_slice(b"hello\0\0\0");
+    rodata.contents[8..24].fill(0);
+    rodata.contents[8] = 5;
+    vec![
+        map(1, 4, 16, 8, 0),      // 100: hash
+        map(2, 4, 64, 1, 0),      // 101: global data
+        rodata,                   // 102: constants
+        map(27, 0, 0, 4096, 0),   // 103: ring buffer
+        map(4, 4, 4, 2, 0),       // 104: perf event array
+        map(7, 4, 160, 8, 0),     // 105: stack traces
+        map(2, 4, 64, 4, 0),      // 106: array
+        map(2, 4, 64, 1, 1 << 8), // 107: write-only for programs
+        map(3, 4, 4, 2, 0),       // 108: programs
+        map(8, 4, 4, 2, 0),       // 109: cgroups
+        map(5, 4, 16, 8, 0),      // 110: per-CPU hash
+        map(22, 0, 16, 8, 0),     // 111: queue
+        map(1, 8, 256, 8, 0),     // 112: hash with large values
+        map(2, 4, 64, 1, 1 << 7), // 113: read-only for programs, not frozen
+    ]
+}
+
+pub fn world(header: &str) -> World {
+    let prog_type = match header.split(' ').next().unwrap() {
+        "socket" => 1,
+        "kprobe" => 2,
+        "tracepoint" => 5,
+        "perf" => 7,
+        "raw" => 17,
+        other => panic!("program type {other}"),
+    };
+    let mut world = World::new(prog_type, maps());
+    world.gpl = !header.contains("nongpl");
+    world
+}
+
+fn ours(case: &Case) -> String {
+    let insns = assemble(&case.source).unwrap_or_else(|e| panic!("{}: {e}", case.name));
+    match judge(&insns, &world(&case.header), &mut Log::new(0)).refusal() {
+        None => "0".into(),
+        Some((errno, reason)) => format!("{errno} {}", reason.replace('\n', " | ")),
+    }
+}
+
+#[test]
+fn programs_are_judged_as_recorded() {
+    let (cases, mut wrong, mut refused, mut differ) = (cases(), 0, 0, 0);
+    for case in &cases {
+        let recorded = case.kernel.clone().unwrap_or_default();
+        let expected = match &case.ours {
+            Some(ours) => ours.split(" -- ").next().unwrap_or("").to_string(),
+            None => recorded.clone(),
+        };
+        differ += usize::from(case.ours.is_some());
+        let got = ours(case);
+        refused += usize::from(got != "0");
+        if got != expected {
+            wrong += 1;
+            println!("{}\n  kernel {recorded}\n  wanted {expected}\n  ours   {got}", case.name);
+        }
+    }
+    println!(
+        "{} programs, {refused} refused, {differ} on purpose not as the kernel, {wrong} wrong",
+        cases.len()
+    );
+    assert_eq!(wrong, 0);
+}
+
+#[test]
+fn the_kernel_here_judges_as_recorded() {
+    let Some(kernel) = Kernel::new(&world("kprobe")) else { return };
+    let (cases, mut changed, mut text) = (cases(), 0, String::new());
+    for case in &cases {
+        let answer = kernel.judge(&assemble(&case.source).unwrap(), &world(&case.header));
+        let answer = format!("{} {}", answer.errno, answer.reason).trim_end().to_string();
+        if case.kernel.as_ref() != Some(&answer) {
+            changed += 1;
+            println!("{}\n  recorded {:?}\n  now      {answer}", case.name, case.kernel);
+        }
+        text += &format!("## {}\n{}\n{}kernel {answer}\n", case.name, case.header, case.source);
+        if let Some(ours) = &case.ours {
+            text += &format!("ours {ours}\n");
+        }
+        text += "\n";
+    }
+    if std::env::var("BLESS").is_ok() {
+        std::fs::write(FILE, text).unwrap();
+    } else if changed != 0 {
+        // Another kernel may use other words; the recorded ones are what we are held to.
+        println!("{changed} answers differ from the recorded ones");
+    }
+}
+
+/// What the kernel says of each helper in each program type: for who maintains `helper::allowed`.
+#[test]
+fn print_helpers_by_program_type() {
+    let Some(kernel) = Kernel::new(&world("kprobe")) else { return };
+    for (id, name) in bpftime_abi::helper::NAMES {
+        let insns = assemble(&format!("call {id}; mov r0, 0; exit")).unwrap();
+        let answers = ["socket", "kprobe", "tracepoint", "perf", "raw"].map(|t| {
+            let reason = kernel.judge(&insns, &world(t)).reason;
+            if reason.contains("cannot use helper") || reason.contains("not supported for") {
+                '-'
+            } else {
+                '+'
+            }
+        });
+        println!("{id} {name} {}", String::from_iter(answers));
+    }
+}
