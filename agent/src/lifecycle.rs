@@ -4,7 +4,7 @@
 //! handler), or on the control thread.
 
 use crate::control;
-use crate::hook::{Callbacks, Engine};
+use crate::hook::{Callbacks, Engine, Mute};
 use crate::run::{clock, enter, process};
 use bpftime_shm::session::dir;
 use std::path::PathBuf;
@@ -30,16 +30,29 @@ pub fn start(extra: Option<PathBuf>) -> bool {
     }
     // A bug of ours loses a probe; it does not write into the host's standard error.
     std::panic::set_hook(Box::new(|_| ()));
-    if process::init().is_err() {
+    if !prepare() {
         return false;
     }
-    clock::init();
-    find_host_symbols();
     let mut dirs = dir::candidates();
     dirs.splice(0..0, extra.filter(|d| !dirs.contains(d)));
     // SAFETY: registers handlers that live as long as this library, which is never unloaded.
     unsafe { libc::pthread_atfork(Some(before_fork), Some(after_fork_parent), Some(after_fork_child)) };
     spawn(dirs)
+}
+
+/// What any program needs to run in this process: clocks, ids, and the handlers that make reads of bad addresses safe.
+/// The tool calls it by itself for the programs it runs.
+pub fn prepare() -> bool {
+    static READY: std::sync::OnceLock<bool> = std::sync::OnceLock::new();
+    *READY.get_or_init(|| {
+        let ready = process::init().is_ok();
+        clock::init();
+        find_host_symbols();
+        crate::signals::install();
+        crate::signals::read_seccomp();
+        crate::run::helpers::task::read_cgroups();
+        ready
+    })
 }
 
 /// Waits until the links of live sessions stand in this process, bounded.
@@ -79,7 +92,6 @@ pub fn spawn_quiet(name: &str, body: impl FnOnce() + Send + 'static) -> std::io:
 }
 
 fn engine() -> Option<Engine> {
-    crate::signals::read_seccomp();
     Some(Engine::new(Callbacks { entry: enter::on_entry, ret: enter::on_return }))
 }
 
@@ -96,6 +108,8 @@ extern "C" fn after_fork_child() {
     process::refresh();
     // SAFETY: as in the parent.
     unsafe { control::release_after_fork(true) };
+    // Starting a thread is our doing, not the program's.
+    let _quiet = Mute::new();
     // The child keeps the probes it inherited; its own control thread connects to the same sessions.
     spawn(dir::candidates());
 }

@@ -194,6 +194,16 @@ static int attr_cases(void) {
   TRY("falls off the end", bpf(BPF_PROG_LOAD, &a, sizeof a));
   LOAD(helper, 2);
   TRY("unknown helper", bpf(BPF_PROG_LOAD, &a, sizeof a));
+  struct bpf_insn unchecked[] = {I(0x62, 10, 0, -4, 0), I(0xbf, 2, 10, 0, 0), I(0x07, 2, 0, 0, -4), I(0x18, 1, 1, 0, map), I(0, 0, 0, 0, 0),
+                                 I(0x85, 0, 0, 0, 1), I(0x79, 0, 0, 0, 0), I(0x95, 0, 0, 0, 0)};
+  LOAD(unchecked, 8);
+  TRY("value used without a null check", bpf(BPF_PROG_LOAD, &a, sizeof a));
+  struct bpf_insn wild[] = {I(0xb7, 1, 0, 0, 4096), I(0x79, 0, 1, 0, 0), I(0x95, 0, 0, 0, 0)};
+  LOAD(wild, 3);
+  TRY("number used as address", bpf(BPF_PROG_LOAD, &a, sizeof a));
+  struct bpf_insn forever[] = {I(0xb7, 0, 0, 0, 0), I(0x05, 0, 0, -1, 0), I(0x95, 0, 0, 0, 0)};
+  LOAD(forever, 3);
+  TRY("endless loop", bpf(BPF_PROG_LOAD, &a, sizeof a));
   LOAD(ok, 2), a.prog_type = 9999;
   TRY("unknown program type", bpf(BPF_PROG_LOAD, &a, sizeof a));
   LOAD(ok, 2), a.log_level = 1;

@@ -72,6 +72,9 @@ pub fn session() -> Result<Arc<RunSession>, Errno> {
 }
 
 fn start() -> Result<Client, Errno> {
+    if !bpftime_agent::lifecycle::prepare() {
+        return Err(Errno::NOMEM);
+    }
     let cpus = online_cpus();
     let (page_fd, page) = Page::create(cpus)?;
     let broker_page = Page::open(&page_fd)?;

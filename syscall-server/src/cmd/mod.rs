@@ -6,6 +6,7 @@ pub mod link;
 pub mod log;
 pub mod map;
 pub mod prog;
+mod verify;
 
 use crate::{tool, user};
 use bpftime_abi::attr::ATTR_MAX;

@@ -1,7 +1,8 @@
 //! BPF_PROG_LOAD and BPF_PROG_TEST_RUN.
 
-use super::log::Log;
+use super::log::LogBuffer;
 use super::map::possible_cpus;
+use super::verify::NamedMaps;
 use super::{Attr, ENOTSUPP, check_name};
 use crate::object::{self, MapObject, Object, ProgObject};
 use crate::{broker, fds, user};
@@ -9,8 +10,7 @@ use bpftime_abi::attr::{ProgLoad, TestRun};
 use bpftime_abi::{helper, prog_type};
 use bpftime_shm::session::sealed;
 use bpftime_shm::session::wire::ProgSpec;
-use bpftime_vm::decode::Class;
-use bpftime_vm::{Insn, LoadEnv, MapIdx};
+use bpftime_vm::{Insn, LoadEnv, MapIdx, Program, verify};
 use rustix::io::Errno;
 use std::sync::{Arc, OnceLock};
 use zerocopy::FromBytes;
@@ -26,11 +26,11 @@ pub fn load(attr: &Attr) -> Result<i64, Errno> {
     check(&a)?;
     let gpl = is_gpl(&user::read_str(a.license, 128)?);
     let insns = read_insns(&a)?;
-    let mut log = Log::new(&a)?;
+    let buffer = LogBuffer::new(&a)?;
+    let mut log = verify::Log::new(buffer.level);
     let mut maps = UsedMaps { fd_array: a.fd_array, list: Vec::new(), failed: None };
-    let built = build(&insns, &mut maps, &mut log);
-    log.finish(insns.len());
-    let stored = log.store();
+    let built = super::verify::accept(&insns, &mut maps, &a, gpl, &mut log).and_then(|p| compile(&p, &mut log));
+    let stored = buffer.store(log.text());
     // The verdict comes before the state of the log buffer, as in the kernel.
     let image = built?;
     stored?;
@@ -60,32 +60,14 @@ fn read_insns(a: &ProgLoad) -> Result<Vec<Insn>, Errno> {
     Ok(bytes.chunks_exact(size_of::<Insn>()).filter_map(|c| Insn::read_from_bytes(c).ok()).collect())
 }
 
-/// Checks and compiles. The reason of a refusal is the last line before the statistics.
-fn build(insns: &[Insn], maps: &mut UsedMaps, log: &mut Log) -> Result<Vec<u8>, Errno> {
-    let program = match bpftime_vm::decode(insns, maps) {
-        Ok(p) => p,
-        Err(e) => {
-            tracing::debug!(reason = %e, "program refused");
-            log.line(&e.to_string());
-            return Err(maps.failed.unwrap_or_else(|| errno_of(&e)));
-        }
-    };
-    match bpftime_vm::jit::compile(&program, &bpftime_vm::jit::Options::default()) {
+fn compile(program: &Program, log: &mut verify::Log) -> Result<Vec<u8>, Errno> {
+    match bpftime_vm::jit::compile(program, &bpftime_vm::jit::Options::default()) {
         Ok(image) => Ok(image.to_bytes()),
         Err(e) => {
             tracing::error!(reason = %e, "program does not compile");
             log.line(&format!("compiler: {e}"));
             Err(ENOTSUPP)
         }
-    }
-}
-
-fn errno_of(e: &bpftime_vm::LoadError) -> Errno {
-    match e.class() {
-        Class::Invalid => Errno::INVAL,
-        Class::Access => Errno::ACCESS,
-        Class::TooBig => Errno::TOOBIG,
-        Class::BadFd => Errno::BADF,
     }
 }
 
@@ -162,6 +144,15 @@ impl LoadEnv for UsedMaps {
     }
     fn helper_exists(&self, id: u32) -> bool {
         helper::exists(id)
+    }
+}
+
+impl NamedMaps for UsedMaps {
+    fn maps(&self) -> &[Arc<MapObject>] {
+        &self.list
+    }
+    fn failed(&self) -> Option<Errno> {
+        self.failed
     }
 }
 
