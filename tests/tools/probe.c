@@ -194,7 +194,8 @@ static int attr_cases(void) {
   TRY("falls off the end", bpf(BPF_PROG_LOAD, &a, sizeof a));
   LOAD(helper, 2);
   TRY("unknown helper", bpf(BPF_PROG_LOAD, &a, sizeof a));
-  struct bpf_insn unchecked[] = {I(0x62, 10, 0, -4, 0), I(0xbf, 2, 10, 0, 0), I(0x07, 2, 0, 0, -4), I(0x18, 1, 1, 0, map), I(0, 0, 0, 0, 0),
+  int hash = map_create(BPF_MAP_TYPE_HASH, 4, 8, 2);
+  struct bpf_insn unchecked[] = {I(0x62, 10, 0, -4, 0), I(0xbf, 2, 10, 0, 0), I(0x07, 2, 0, 0, -4), I(0x18, 1, 1, 0, hash), I(0, 0, 0, 0, 0),
                                  I(0x85, 0, 0, 0, 1), I(0x79, 0, 0, 0, 0), I(0x95, 0, 0, 0, 0)};
   LOAD(unchecked, 8);
   TRY("value used without a null check", bpf(BPF_PROG_LOAD, &a, sizeof a));
