@@ -12,7 +12,11 @@ impl Verifier<'_> {
         let Op::Branch { cond, width, dst, src, target } = op else { return Ok(Next::At(at + 1)) };
         let right = self.operand(state, src)?;
         let left = self.read(state, dst)?;
-        match outcome(cond, width, &left, &right) {
+        let certain = match src {
+            Operand::Reg(src) if src == dst && left.is_scalar() => with_itself(cond, width, &left),
+            _ => outcome(cond, width, &left, &right),
+        };
+        match certain {
             Some(true) => return Ok(Next::At(target)),
             Some(false) => return Ok(Next::At(at + 1)),
             None => {}
@@ -44,6 +48,15 @@ fn outcome(cond: Cond, width: Width, left: &Val, right: &Val) -> Option<bool> {
         Cond::Eq if never_null => Some(false),
         Cond::Ne if never_null => Some(true),
         _ => None,
+    }
+}
+
+/// A number compared with itself.
+fn with_itself(cond: Cond, width: Width, val: &Val) -> Option<bool> {
+    match cond {
+        Cond::Eq | Cond::Ule | Cond::Uge | Cond::Sle | Cond::Sge => Some(true),
+        Cond::Ne | Cond::Ult | Cond::Ugt | Cond::Slt | Cond::Sgt => Some(false),
+        Cond::Set => num::decide(Cond::Ne, width, &val.num, &Scalar::of(0), REGISTER),
     }
 }
 

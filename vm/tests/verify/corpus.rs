@@ -2,7 +2,9 @@
 //! `prog NAME type T attach A gpl G ret R verified N`, `map fd|idx N TYPE KEY VALUE MAX FLAGS FROZEN HEX|-`
 //! per map, `insns HEX`.
 
-use super::env::{TestMap, Verdict, World, judge};
+use super::env::{FIRST_FD, TestMap, Verdict, World, judge};
+use super::generate::Random;
+use super::kernel::Kernel;
 use bpftime_vm::Insn;
 use bpftime_vm::verify::{Log, MapFacts};
 use std::path::{Path, PathBuf};
@@ -144,4 +146,80 @@ fn captured_programs_are_judged_as_the_kernel_did() {
     );
     println!("processed {ours}, kernel {theirs}, at most {ctx_bytes} bytes of context");
     println!("median {:?} p95 {:?} max {:?}", at(50), at(95), times.last());
+}
+
+/// One small change, as a bug in a tool would be.
+fn mutate(insns: &mut [Insn], random: &mut Random) {
+    let at = random.below(insns.len());
+    let after_lddw = at > 0 && insns[at - 1].is_lddw();
+    let insn = &mut insns[at];
+    if after_lddw || insn.is_lddw() || insn.code == 0x95 {
+        return;
+    }
+    match random.below(8) {
+        // A check that is dropped or turned round, an access of another size, at another place.
+        0 if insn.class() == 5 && insn.code != 0x85 => *insn = Insn::new(0xbf, 0, 0, 0, 0),
+        0 | 1 if insn.class() == 5 && !matches!(insn.code, 0x85 | 0x05) => {
+            insn.code ^= 0x10 << random.below(4)
+        }
+        0 | 1 if matches!(insn.class(), 1..=3) => insn.code ^= 0x08 << random.below(2),
+        2 if matches!(insn.class(), 1..=3) => insn.off += [8, -8, 1, -1, 64][random.below(5)],
+        3 => insn.imm = insn.imm.wrapping_add([1, -1, 8, -8][random.below(4)]),
+        4 => insn.imm ^= 1 << random.below(32),
+        5 => insn.regs ^= 1 << random.below(8),
+        6 => insn.code ^= 0x08,
+        _ => insn.code ^= 1 << random.below(8),
+    }
+}
+
+/// `BPFTIME_VERIFY_CORPUS=dir BPFTIME_VERIFY_MUTANTS=n`: real programs with one or two changes.
+#[test]
+fn mutants_that_we_accept_the_kernel_accepts() {
+    let (Ok(dir), Ok(count)) =
+        (std::env::var("BPFTIME_VERIFY_CORPUS"), std::env::var("BPFTIME_VERIFY_MUTANTS"))
+    else {
+        eprintln!("skipped: BPFTIME_VERIFY_CORPUS and BPFTIME_VERIFY_MUTANTS are not set");
+        return;
+    };
+    let (mut both, mut neither, mut programs) = (0, 0, 0);
+    let mut differences = std::collections::BTreeMap::<String, (usize, String)>::new();
+    let mut random = Random(7);
+    for path in files(Path::new(&dir)) {
+        let Some(mut c) = read(&path) else { continue };
+        if !matches!(c.world.prog_type, 2 | 5 | 7 | 17) || !c.kernel_accepts || c.insns.len() > 2000 {
+            continue;
+        }
+        let fds = std::mem::take(&mut c.world.fds);
+        for insn in c.insns.iter_mut().filter(|i| i.is_lddw() && matches!(i.src(), 1 | 2)) {
+            let map = fds.iter().position(|fd| *fd == insn.imm).unwrap_or(0);
+            insn.imm = FIRST_FD + map as i32;
+        }
+        let Some(kernel) = Kernel::new(&c.world) else { continue };
+        for n in 0..count.parse().unwrap_or(0) {
+            let mut insns = c.insns.clone();
+            for _ in 0..1 + random.below(2) {
+                mutate(&mut insns, &mut random);
+            }
+            programs += 1;
+            let (ours, theirs) = (judge(&insns, &c.world, &mut Log::new(0)), kernel.judge(&insns, &c.world));
+            let key = match (ours.refusal(), theirs.errno) {
+                (None, 0) => {
+                    both += 1;
+                    continue;
+                }
+                (Some((_, reason)), 0) => format!("we refuse: {}", super::differential::bucket(&reason)),
+                (None, errno) => {
+                    format!("we ACCEPT: {errno} {}", super::differential::bucket(&theirs.reason))
+                }
+                (Some(_), _) => {
+                    neither += 1;
+                    continue;
+                }
+            };
+            let place = || format!("{} mutant {n}", path.display());
+            differences.entry(key).or_insert_with(|| (0, place())).0 += 1;
+        }
+    }
+    println!("{programs} mutants, both accept {both}, both refuse {neither}");
+    println!("{differences:#?}");
 }
