@@ -5,7 +5,7 @@ use super::explore::Verifier;
 use super::num::{self, Scalar};
 use super::state::State;
 use super::value::{Kind, Val};
-use crate::isa::{AluOp, Const, Operand, Reg, Size, SwapOp, Width};
+use crate::isa::{AluOp, Const, Op, Operand, Reg, Size, SwapOp, Width};
 
 /// `BPF_MAX_VAR_OFF`: addresses stay within this distance of where they began, so that sums never wrap.
 pub(super) const MAX_OFF: i64 = 1 << 29;
@@ -29,7 +29,8 @@ impl Verifier<'_> {
         state.set(dst, val);
     }
 
-    pub fn alu(&mut self, state: &mut State, op: AluOp, width: Width, dst: Reg, src: Operand) -> Check {
+    pub fn alu(&mut self, state: &mut State, at: usize, op: Op) -> Check {
+        let Op::Alu { op, width, dst, src } = op else { return Ok(()) };
         if op == AluOp::Mov {
             return self.mov(state, width, dst, src);
         }
@@ -38,6 +39,7 @@ impl Verifier<'_> {
         let result = if left.is_scalar() && right.is_scalar() {
             Val::scalar(num::alu(op, width, &left.num, &right.num))
         } else {
+            self.decides(at);
             moved(op, width, dst, src, &left, &right)?
         };
         state.set(dst, result);

@@ -1,5 +1,6 @@
 //! Conditional jumps: which sides are possible, and what each side tells.
 
+use super::alu::MAX_OFF;
 use super::error::Check;
 use super::explore::{Next, Verifier};
 use super::num::{self, REGISTER, Scalar};
@@ -16,6 +17,9 @@ impl Verifier<'_> {
             Operand::Reg(src) if src == dst && left.is_scalar() => with_itself(cond, width, &left),
             _ => outcome(cond, width, &left, &right),
         };
+        if certain.is_some() && left.is_scalar() {
+            self.decides(at);
+        }
         match certain {
             Some(true) => return Ok(Next::At(target)),
             Some(false) => return Ok(Next::At(at + 1)),
@@ -23,7 +27,11 @@ impl Verifier<'_> {
         }
         let mut taken = state.clone();
         let sides = Sides { cond, width, dst, src, left, right };
-        match (sides.learn(&mut taken, true), sides.learn(state, false)) {
+        let possible = (sides.learn(&mut taken, true), sides.learn(state, false));
+        if possible != (true, true) {
+            self.decides(at);
+        }
+        match possible {
             (true, true) => self.postpone(taken, target, at)?,
             (true, false) => {
                 *state = taken;
@@ -43,7 +51,9 @@ fn outcome(cond: Cond, width: Width, left: &Val, right: &Val) -> Option<bool> {
     }
     // A valid address is not NULL.
     let (pointer, number) = if left.is_pointer() { (left, right) } else { (right, left) };
-    let never_null = pointer.is_pointer() && !pointer.nullable && number.is_null() && width == Width::W64;
+    let near = pointer.num.wide.smin > -MAX_OFF && pointer.num.wide.smax < MAX_OFF;
+    let valid = pointer.is_pointer() && !pointer.nullable && near;
+    let never_null = valid && number.is_null() && width == Width::W64;
     match cond {
         Cond::Eq if never_null => Some(false),
         Cond::Ne if never_null => Some(true),

@@ -1,13 +1,15 @@
 //! Calls between functions of the program, callbacks, and exits.
 
 use super::args::Call;
-use super::error::{Check, Errno, Fail, access, invalid};
+use super::error::{Check, Errno, Fail, Refusal, access, invalid};
 use super::explore::{Next, Verifier};
 use super::helper::clobber;
+use super::live::Live;
 use super::prune;
 use super::state::{Byte, Callback, Frame, Round, SLOT, Slot, State};
 use super::value::{Kind, Val};
-use crate::isa::{Callee, MAX_FRAMES, MapIdx, Reg};
+use crate::isa::{Callee, Const, MAX_FRAMES, MAX_STACK, MapIdx, Op, Reg};
+use crate::program::Func;
 use bpftime_abi::helper::id;
 use std::rc::Rc;
 
@@ -129,8 +131,42 @@ impl Verifier<'_> {
         }
         let callsite = state.frame().callsite;
         self.leave(state);
+        // A key may have lived on the stack of the helper.
+        state.update(|v| matches!(v.kind, Kind::MapKey(_)), |v| *v = Val::UNKNOWN);
         // The call is made again from what this run of the callback left.
         Ok(Next::At(callsite))
+    }
+
+    /// Whether all frames of every chain of calls fit, with what each was seen to use. decode saw to it
+    /// that chains end.
+    pub fn stack_fits(&self) -> Result<(), Refusal> {
+        let mut deepest = vec![None; self.program.funcs().len()];
+        let (bytes, calls) = self.chain(0, &mut deepest);
+        if bytes <= MAX_STACK {
+            return Ok(());
+        }
+        let reason = format!("combined stack size of {calls} calls is {bytes}. Too large");
+        Err(Refusal { errno: Errno::Access, insn: 0, reason })
+    }
+
+    /// Bytes and frames of the deepest chain from a function.
+    fn chain(&self, func: usize, deepest: &mut Vec<Option<(u32, u32)>>) -> (u32, u32) {
+        if let Some(known) = deepest[func] {
+            return known;
+        }
+        let Func { start, end, .. } = self.program.funcs()[func];
+        let mut below = (0, 0);
+        for at in (start..end).filter(|at| self.proved.live[*at]) {
+            if let Op::Call(Callee::Func(f)) | Op::LoadConst { value: Const::Func(f), .. } =
+                self.program.ops()[at]
+            {
+                below = below.max(self.chain(f as usize, deepest));
+            }
+        }
+        let own = self.proved.stack[func].next_multiple_of(16);
+        let result = (below.0 + own, below.1 + 1);
+        deepest[func] = Some(result);
+        result
     }
 
     /// Whether the callback must be walked from this state: not if it was already, from one that includes
@@ -147,10 +183,15 @@ impl Verifier<'_> {
         }
         let entry = self.program.funcs()[inside.frame().func].start;
         let live = self.live_in(inside, entry);
-        if self.entries[at].iter().any(|old| prune::includes(old, inside, &live)) {
+        let exact = vec![Live::ALL; live.len()];
+        if self.entries[at].iter().any(|old| prune::includes(old, inside, &live, &exact)) {
             return false;
         }
-        self.entries[at].push(inside.clone());
+        // Not the rounds before: they would form a chain as long as the walk.
+        inside.frame_at_mut(caller).round = None;
+        if self.may_keep() {
+            self.entries[at].push(inside.clone());
+        }
         let round = Round { callsite: at, number, state: inside.clone() };
         inside.frame_at_mut(caller).round = Some(Rc::new(round));
         true

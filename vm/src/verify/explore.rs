@@ -4,6 +4,7 @@ use super::error::{Check, Errno, Fail, Refusal};
 use super::facts::{Access, Proved};
 use super::live::Liveness;
 use super::log::{Log, Stats};
+use super::need::Needs;
 use super::num::Scalar;
 use super::prune::Checkpoint;
 use super::state::{Frame, State};
@@ -22,6 +23,9 @@ const MAX_PROCESSED: usize = 1_000_000;
 const MAX_PENDING: usize = 8192;
 /// No load may block its caller longer than this.
 const MAX_TIME: Duration = Duration::from_secs(2);
+
+/// Walks after which every number counts as mattering where it could.
+const ROUNDS: usize = 3;
 
 /// Where a path goes on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,6 +49,13 @@ pub(super) struct Verifier<'a> {
     pub env: &'a dyn VerifyEnv,
     pub log: &'a mut Log,
     pub live: Liveness,
+    pub need: Needs,
+    /// Slots where a number decided a comparison or moved an address.
+    decisive: Vec<bool>,
+    /// Whether one was found that `need` does not know of.
+    outdated: bool,
+    /// Whether a path was cut short because some numbers do not matter.
+    pub lenient: bool,
     /// States seen at a slot.
     pub checkpoints: Vec<Vec<Checkpoint>>,
     /// Checkpoints on the current path, outermost first: slot, number, and how many paths were pending
@@ -72,11 +83,17 @@ impl<'a> Verifier<'a> {
             stack: vec![0; program.funcs().len()],
             ..Proved::default()
         };
+        let live = Liveness::of(program, &sizes);
+        let decisive = vec![false; slots];
         Verifier {
             program,
             env,
             log,
-            live: Liveness::of(program, &sizes),
+            need: Needs::of(program, &live, &decisive),
+            live,
+            decisive,
+            outdated: false,
+            lenient: false,
             checkpoints: (0..slots).map(|_| Vec::new()).collect(),
             open: Vec::new(),
             pending: Vec::new(),
@@ -88,9 +105,39 @@ impl<'a> Verifier<'a> {
         }
     }
 
-    /// Walks every path.
+    /// Walks every path; again if a number turned out to matter after a path was cut short because it did
+    /// not seem to. A refusal stands in any case: cutting paths short adds no states.
     pub fn run(&mut self) -> Result<(), Refusal> {
         self.all_reachable()?;
+        for round in 1.. {
+            self.walk()?;
+            if !(self.outdated && self.lenient) {
+                break;
+            }
+            if round == ROUNDS {
+                self.decisive.fill(true);
+            }
+            self.begin_again();
+        }
+        self.stack_fits()
+    }
+
+    fn begin_again(&mut self) {
+        self.need = Needs::of(self.program, &self.live, &self.decisive);
+        (self.outdated, self.lenient) = (false, false);
+        self.checkpoints.iter_mut().for_each(Vec::clear);
+        self.entries.iter_mut().for_each(Vec::clear);
+        self.open.clear();
+        self.stats = Stats::default();
+    }
+
+    /// A number decides something here.
+    pub fn decides(&mut self, at: usize) {
+        self.outdated |= !self.decisive[at];
+        self.decisive[at] = true;
+    }
+
+    fn walk(&mut self) -> Result<(), Refusal> {
         let mut frame = Frame::new(0, 0, 0);
         frame.regs[1] = Val::pointer(Kind::Ctx);
         let state = State { frames: vec![Rc::new(frame)], references: Vec::new() };
@@ -198,7 +245,7 @@ impl<'a> Verifier<'a> {
     fn step(&mut self, state: &mut State, at: usize) -> Check<Next> {
         let op = self.program.ops()[at];
         match op {
-            Op::Alu { op, width, dst, src } => self.alu(state, op, width, dst, src)?,
+            Op::Alu { .. } => self.alu(state, at, op)?,
             Op::Neg { width, dst } => self.neg(state, width, dst)?,
             Op::MovSx { width, from, dst, src } => self.movsx(state, width, from, dst, src)?,
             Op::Swap { op, size, dst } => self.swap(state, op, size, dst)?,

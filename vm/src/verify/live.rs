@@ -24,14 +24,18 @@ pub struct Live {
 }
 
 impl Live {
-    fn join(self, other: Live) -> Live {
+    /// Everything.
+    pub const ALL: Live = Live { regs: 0x7ff, slots: ALL };
+
+    /// What is in either.
+    pub fn join(self, other: Live) -> Live {
         Live { regs: self.regs | other.regs, slots: self.slots | other.slots }
     }
 }
 
 /// What a register may hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Value {
+pub(super) enum Value {
     /// No address of this frame.
     Other,
     /// r10 plus a constant.
@@ -68,8 +72,20 @@ type Regs = [Value; Reg::COUNT];
 /// Sizes of a map's keys and values.
 pub type Sizes<'a> = &'a dyn Fn(MapIdx) -> (u32, u32);
 
+/// Rounds of a backward dataflow before it is given up: deeply nested loops need many, and no load may
+/// take forever.
+pub(super) fn rounds(program: &Program) -> usize {
+    const STEPS: usize = 50_000_000;
+    STEPS / program.ops().len() + 8
+}
+
 /// What may be read, before each slot and after each call.
 pub struct Liveness {
+    /// What registers hold before each slot; `None` where control never gets.
+    holds: Vec<Option<Regs>>,
+    /// By function: whether an address of its stack goes to memory.
+    escapes: Vec<bool>,
+    effects: Vec<Effect>,
     before: Vec<Live>,
     /// Of the caller's frame, while a function that it called runs. Sparse: by call slot.
     during: Vec<Live>,
@@ -94,9 +110,12 @@ impl Liveness {
                 effects.push(effect);
             }
         }
-        let mut live = Liveness { before: vec![Live::default(); ops.len()], during: Vec::new() };
-        while live.backwards(program, &effects) {}
-        live.during = (0..ops.len()).map(|at| live.caller(ops, at, &effects)).collect();
+        let before = vec![Live::default(); ops.len()];
+        let mut live = Liveness { holds, escapes, effects, before, during: Vec::new() };
+        if !(0..rounds(program)).any(|_| !live.backwards(program)) {
+            live.before.fill(Live::ALL);
+        }
+        live.during = (0..ops.len()).map(|at| live.caller(ops, at)).collect();
         live
     }
 
@@ -110,23 +129,40 @@ impl Liveness {
         self.during[at]
     }
 
-    fn caller(&self, ops: &[Op], at: usize, effects: &[Effect]) -> Live {
+    /// Slots that the instruction may read or surely overwrites.
+    pub(super) fn effect(&self, at: usize) -> &Effect {
+        &self.effects[at]
+    }
+
+    /// What a register may hold before the instruction.
+    pub(super) fn value(&self, at: usize, reg: Reg) -> Option<Value> {
+        self.holds[at].map(|regs| regs[reg.index()])
+    }
+
+    /// Whether an address of the function's stack goes to memory.
+    pub(super) fn escapes(&self, func: usize) -> bool {
+        self.escapes[func]
+    }
+
+    fn caller(&self, ops: &[Op], at: usize) -> Live {
         let after = self.before.get(at + 1).copied().unwrap_or_default();
         match ops[at] {
             // A callback may be called again, with the same arguments as now.
             Op::Call(Callee::Helper(_)) => self.before[at].join(after),
             // The callee's reads of this frame count as reads of the call.
-            Op::Call(_) => Live { regs: after.regs & !0x3f, slots: after.slots | effects[at].slots_read },
+            Op::Call(_) => {
+                Live { regs: after.regs & !0x3f, slots: after.slots | self.effects[at].slots_read }
+            }
             _ => Live::default(),
         }
     }
 
     /// One round; whether anything changed.
-    fn backwards(&mut self, program: &Program, effects: &[Effect]) -> bool {
+    fn backwards(&mut self, program: &Program) -> bool {
         let mut changed = false;
         for func in program.funcs() {
             for at in (func.start..func.end).rev() {
-                let live = self.step(program, at, &effects[at]);
+                let live = self.step(program, at, &self.effects[at]);
                 changed |= live != self.before[at];
                 self.before[at] = live;
             }
@@ -156,11 +192,11 @@ impl Liveness {
 
 /// Reads and certain writes of one instruction.
 #[derive(Clone, Copy, Default)]
-struct Effect {
+pub(super) struct Effect {
     reads: u16,
     writes: u16,
-    slots_read: u64,
-    slots_written: u64,
+    pub slots_read: u64,
+    pub slots_written: u64,
 }
 
 const fn bit(reg: Reg) -> u16 {

@@ -27,6 +27,7 @@ mod helper;
 mod live;
 mod log;
 mod memory;
+mod need;
 pub mod num;
 mod prune;
 mod stack;

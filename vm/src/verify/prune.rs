@@ -13,6 +13,8 @@ use super::value::{Kind, Val};
 
 /// States kept per slot; the oldest complete one goes first.
 const MAX_KEPT: usize = 64;
+/// States kept in all: a few kilobytes each.
+const MAX_STATES: usize = 50_000;
 
 /// A state that was reached at a slot.
 pub(super) struct Checkpoint {
@@ -29,14 +31,18 @@ impl Verifier<'_> {
             return Ok(true);
         }
         let live = self.live_in(state, at);
+        let need = self.need_in(state, at);
+        let exact = vec![Live::ALL; need.len()];
         for seen in self.checkpoints[at].iter().rev() {
-            if !includes(&seen.state, state, &live) {
+            let numbers = if seen.complete { &need } else { &exact };
+            if !includes(&seen.state, state, &live, numbers) {
                 continue;
             }
             if seen.complete {
+                self.lenient = self.lenient || !includes(&seen.state, state, &live, &exact);
                 return Ok(false);
             }
-            if includes(state, &seen.state, &live) {
+            if includes(state, &seen.state, &live, &exact) {
                 return invalid(format!("infinite loop detected at insn {at}"));
             }
         }
@@ -48,16 +54,31 @@ impl Verifier<'_> {
         self.stats.total_states += 1;
         let number = self.stats.total_states as u64;
         self.open.push((at, number, self.pending()));
+        if self.checkpoints[at].len() < MAX_KEPT && !self.may_keep() {
+            self.open.pop();
+            return;
+        }
         let kept = &mut self.checkpoints[at];
         if kept.len() >= MAX_KEPT {
             // Forgetting a state costs time, never soundness.
             let oldest = kept.iter().position(|c| c.complete).unwrap_or(0);
             kept.remove(oldest);
-        } else {
-            self.stats.peak_states += 1;
         }
         kept.push(Checkpoint { state, number, complete: false });
         self.stats.max_states_per_insn = self.stats.max_states_per_insn.max(kept.len());
+    }
+
+    /// Counts a state that is to be kept. Beyond the limit fewer paths are cut short, no more.
+    pub fn may_keep(&mut self) -> bool {
+        let room = self.stats.peak_states < MAX_STATES;
+        self.stats.peak_states += usize::from(room);
+        room
+    }
+
+    /// Numbers that matter later, per frame.
+    fn need_in(&self, state: &State, at: usize) -> Vec<Live> {
+        let callers = state.frames[1..].iter().map(|callee| self.need.during(callee.callsite));
+        callers.chain([self.need.before(at)]).collect()
     }
 
     /// What is read later, per frame.
@@ -111,34 +132,38 @@ impl Ids {
     }
 }
 
-/// Whether every concrete state of `new` is one of `old`, as far as live places go.
-pub(super) fn includes(old: &State, new: &State, live: &[Live]) -> bool {
+/// Whether every concrete state of `new` is one of `old`, as far as live places and, of the numbers in
+/// them, those that matter go.
+pub(super) fn includes(old: &State, new: &State, live: &[Live], need: &[Live]) -> bool {
     if old.frames.len() != new.frames.len() || old.references.len() != new.references.len() {
         return false;
     }
     let mut ids = Ids::default();
     let references = old.references.iter().zip(&new.references);
     references.into_iter().all(|(o, n)| ids.same_reference(o.id, n.id))
-        && old.frames.iter().zip(&new.frames).zip(live).all(|((o, n), live)| frame(o, n, *live, &mut ids))
+        && (0..old.frames.len()).all(|n| frame(&old.frames[n], &new.frames[n], live[n], need[n], &mut ids))
 }
 
-fn frame(old: &Frame, new: &Frame, live: Live, ids: &mut Ids) -> bool {
+fn frame(old: &Frame, new: &Frame, live: Live, need: Live, ids: &mut Ids) -> bool {
     let same_place = old.func == new.func && old.callsite == new.callsite && old.callback == new.callback;
     same_place
         && (0..old.regs.len())
             .filter(|n| live.regs & 1 << n != 0)
-            .all(|n| value(&old.regs[n], &new.regs[n], ids))
+            .all(|n| value(&old.regs[n], &new.regs[n], need.regs & 1 << n != 0, ids))
         && (0..old.stack.len().max(new.stack.len()))
             .filter(|n| live.slots & 1 << n != 0)
-            .all(|n| slot(old.slot(n), new.slot(n), ids))
+            .all(|n| slot(old.slot(n), new.slot(n), need.slots & 1 << n != 0, ids))
 }
 
 /// Whether `new` is included in `old`, both live.
-fn value(old: &Val, new: &Val, ids: &mut Ids) -> bool {
+fn value(old: &Val, new: &Val, matters: bool, ids: &mut Ids) -> bool {
     match old.kind {
         // It was not read on any path that was accepted.
         Kind::NotInit => true,
-        Kind::Scalar => new.kind == Kind::Scalar && old.num.includes(&new.num) && ids.same(old.id, new.id),
+        Kind::Scalar => {
+            let included = !matters || old.num.includes(&new.num);
+            new.kind == Kind::Scalar && included && ids.same(old.id, new.id)
+        }
         _ => {
             let same = old.kind == new.kind && old.off == new.off && old.nullable == new.nullable;
             // Only an address that may be NULL is linked to others.
@@ -148,12 +173,17 @@ fn value(old: &Val, new: &Val, ids: &mut Ids) -> bool {
     }
 }
 
-fn slot(old: &Slot, new: &Slot, ids: &mut Ids) -> bool {
+fn slot(old: &Slot, new: &Slot, matters: bool, ids: &mut Ids) -> bool {
     if let (Some(a), Some(b)) = (&old.spill, &new.spill)
         && old.spilled() == new.spilled()
         && bytes(old, new, old.spilled())
     {
-        return value(a, b, ids);
+        return value(a, b, matters, ids);
+    }
+    // Bytes of a number that does not matter, and that nothing is linked to.
+    let linked = old.spill.as_deref().is_some_and(|spill| spill.id != 0);
+    if !matters && !linked && !old.holds_pointer() && !new.holds_pointer() {
+        return true;
     }
     // A spilled value was read as such; nothing else will do.
     old.spill.is_none() && bytes(old, new, 0)

@@ -205,8 +205,11 @@ impl Generator {
         self.line(&line);
     }
 
+    /// No compiler compares a register with itself, and the kernel knows little of it.
     fn condition(&mut self) -> String {
-        let (cond, width, dst, src) = (*self.random.pick(CONDS), self.width(), self.number(), self.operand());
+        let (cond, width, dst) = (*self.random.pick(CONDS), self.width(), self.number());
+        let src = self.operand();
+        let src = if src == format!("r{dst}") { self.random.imm().to_string() } else { src };
         format!("{cond}{width} r{dst}, {src}")
     }
 
