@@ -26,7 +26,10 @@ pub fn ensure(pid: i32) -> Result<(), Errno> {
 
 fn run(pid: i32) -> Result<(), Errno> {
     let (Some(injector), Some(agent)) = (tool::injector(), tool::agent_library()) else {
-        tracing::warn!(pid, "bpftime-agent is not installed beside the library: only a preloaded agent traces it");
+        tracing::warn!(
+            pid,
+            "bpftime-agent is not installed beside the library: only a preloaded agent traces it"
+        );
         return Ok(());
     };
     let mut cmd = Command::new(injector);

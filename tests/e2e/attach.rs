@@ -111,7 +111,10 @@ fn a_tool_killed_with_sigkill_takes_its_probes_along() {
     tool.signal(libc::SIGKILL);
     assert!(text_is_restored(&mut target));
     drop(tool);
-    assert!(eventually(|| std::fs::read_dir(s.path("run")).unwrap().next().is_none()), "socket file left behind");
+    assert!(
+        eventually(|| std::fs::read_dir(s.path("run")).unwrap().next().is_none()),
+        "socket file left behind"
+    );
     let f = target.finish(LIMIT);
     assert!(f.status.success() && f.stdout.contains("ERRORS 0"), "{f:?}");
 }
