@@ -7,7 +7,7 @@
 use super::env::{TestMap, World, judge};
 use super::kernel::Kernel;
 use bpftime_vm::asm::assemble;
-use bpftime_vm::verify::{Log, MapFacts};
+use bpftime_vm::verify::{Log, MapFacts, Region};
 
 const FILE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/verify/programs.txt");
 
@@ -143,6 +143,49 @@ fn the_kernel_here_judges_as_recorded() {
         // Another kernel may use other words; the recorded ones are what we are held to.
         println!("{changed} answers differ from the recorded ones");
     }
+}
+
+/// The end of our log of a program.
+fn log_of(source: &str, level: u32) -> Vec<String> {
+    let mut log = Log::new(level);
+    judge(&assemble(source).unwrap(), &world("kprobe"), &mut log);
+    log.text().lines().map(str::to_string).collect()
+}
+
+#[test]
+fn the_log_has_the_lines_that_libbpf_rewrites() {
+    let log = log_of("mov r0, 0; call 195896080; exit", 1);
+    let end = &log[log.len() - 3..];
+    assert_eq!(end[0], "1: (85) call unknown#195896080");
+    assert_eq!(end[1], "invalid func unknown#195896080");
+    assert_eq!(
+        end[2],
+        "processed 2 insns (limit 1000000) max_states_per_insn 0 total_states 0 peak_states 0 mark_read 0"
+    );
+}
+
+#[test]
+fn the_log_has_what_its_level_asks_for() {
+    let program = "mov r0, 7; jeq r1, 0, +0; exit";
+    assert!(log_of(program, 0).is_empty());
+    assert_eq!(log_of(program, 4).len(), 1);
+    let log = log_of(program, 1);
+    assert_eq!(log[0], "0: R1=ctx() R10=fp0");
+    assert_eq!(log[1], "0: (b7) r0 = 7");
+    assert_eq!(log[2], "; R0=7");
+}
+
+#[test]
+fn what_was_proved_is_handed_out() {
+    let source = "stdw [r10-24], 0; call 7; mov r1, 1; jeq r1, 1, ok; call 9999; ok: mov r0, 0; exit";
+    let verdict = judge(&assemble(source).unwrap(), &world("kprobe"), &mut Log::new(0));
+    let super::env::Verdict::Accepted(verified) = verdict else { panic!("refused") };
+    let access = verified.access(0).unwrap();
+    assert_eq!((access.region, access.min, access.max), (Region::Stack, -24, -16));
+    assert_eq!(verified.funcs()[0].stack.reserve, 32);
+    assert!(!verified.is_reachable(4));
+    assert!(!verified.reads_unwritten_stack());
+    assert_eq!(verified.helpers_used().collect::<Vec<_>>(), [7]);
 }
 
 /// What the kernel says of each helper in each program type: for who maintains `helper::allowed`.

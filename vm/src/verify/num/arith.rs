@@ -90,10 +90,12 @@ pub fn movsx(width: Width, from: Size, src: &Scalar) -> Scalar {
     alu(AluOp::Arsh, width, &alu(AluOp::Lsh, width, src, &by), &by)
 }
 
-/// Byte order conversions. Only constants and the width of the result are followed.
+/// Byte order conversions move bits, known or not.
 pub fn swap(op: SwapOp, size: Size, dst: &Scalar) -> Scalar {
-    if let Some(x) = dst.constant() {
-        return Scalar::of(crate::alu::swap(op, size, x));
+    if op == SwapOp::ToLe {
+        return dst.truncated(size.bits_wide());
     }
-    if op == SwapOp::ToLe { dst.truncated(size.bits_wide()) } else { Scalar::of_width(size.bits_wide()) }
+    let moved = |bits: u64| crate::alu::swap(op, size, bits);
+    let bits = Tnum { value: moved(dst.bits.value), mask: moved(dst.bits.mask) };
+    Scalar::UNKNOWN.meet_bits(bits, REGISTER).unwrap_or(Scalar::UNKNOWN)
 }
