@@ -15,3 +15,4 @@ pub mod lifecycle;
 pub mod resolve;
 pub mod run;
 pub mod signals;
+pub mod syscalls;

@@ -1,7 +1,8 @@
 //! `bpftime ps`: the sessions of this user, what they attach and to whom.
 
+use bpftime_abi::syscall::SYSCALLS;
 use bpftime_abi::{map_type, prog_type};
-use bpftime_shm::session::wire::{LinkSpec, MapRow, Message, ProgSpec};
+use bpftime_shm::session::wire::{LinkKind, LinkSpec, MapRow, Message, ProgSpec, Side, SyscallEvent};
 use bpftime_shm::session::{dir, sock};
 use rustix::fd::AsFd;
 use rustix::io::Errno;
@@ -66,6 +67,14 @@ fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).trim_end_matches('\0').replace('\0', " ")
 }
 
+/// As tools spell the tracepoint.
+fn syscall_name(event: &SyscallEvent) -> String {
+    let side = if event.side == Side::Enter { "sys_enter" } else { "sys_exit" };
+    let Some(nr) = event.nr else { return format!("raw_syscalls:{side}") };
+    let row = SYSCALLS.iter().find(|s| s.nr == nr).map_or("unknown", |s| s.name);
+    format!("syscalls:{side}_{row}")
+}
+
 fn show(s: &Session) {
     say(format_args!("session of pid {}: {}", s.pid, text(&s.command)));
     for p in &s.progs {
@@ -79,6 +88,10 @@ fn show(s: &Session) {
         ));
     }
     for l in &s.links {
+        if let LinkKind::Syscall(event) = l.kind {
+            say(format_args!("  link {} prog {} {}", l.link, l.prog, syscall_name(&event)));
+            continue;
+        }
         let kind = if l.ret { "uretprobe" } else { "uprobe" };
         let whom = if l.pid > 0 { format!(" pid {}", l.pid) } else { String::new() };
         let at = l.points.first().map_or(0, |p| p.offset);

@@ -4,7 +4,7 @@
 use crate::fds::{self, FileId};
 use bpftime_agent::run::MapHandle;
 use bpftime_agent::run::image::Program;
-use bpftime_shm::session::wire::ProgSpec;
+use bpftime_shm::session::wire::{ProgSpec, SyscallEvent};
 use bpftime_shm::{MapDef, PerfRing};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use rustix::io::Errno;
@@ -94,6 +94,8 @@ pub enum PerfKind {
         /// File offset of the USDT semaphore.
         ref_ctr_offset: u64,
     },
+    /// System calls of the targets.
+    Syscall(SyscallEvent),
     /// The output buffer of programs.
     BpfOutput,
     /// CPU_CLOCK with a fixed period: `interval` of bpftrace.
@@ -154,6 +156,8 @@ pub struct LinkObject {
 
 /// BTF data.
 pub struct BtfObject {
+    /// "vmlinux" for the kernel's, empty for the tool's own.
+    pub name: &'static str,
     /// Id, unique in this tool.
     pub id: u32,
     /// The blob.

@@ -11,12 +11,19 @@ use std::os::unix::ffi::OsStrExt;
 /// Runs when the library is loaded, before main, or inside a dlopen.
 #[used]
 #[unsafe(link_section = ".init_array")]
-static INIT: extern "C" fn() = init;
+static INIT: unsafe extern "C" fn(c_int, Strings, Strings) = init;
 
-extern "C" fn init() {
+/// `argv` and `envp`.
+type Strings = *const *const c_char;
+
+/// # Safety
+/// Called by the dynamic linker, which passes what `main` gets.
+unsafe extern "C" fn init(_argc: c_int, argv: Strings, envp: Strings) {
     let _ = std::panic::catch_unwind(|| {
         if bpftime_agent::lifecycle::start(None) && preloaded() {
             bpftime_agent::lifecycle::wait_ready();
+            // SAFETY: passed on.
+            unsafe { bpftime_agent::syscalls::report_exec(argv, envp) };
         }
     });
 }

@@ -5,6 +5,8 @@ use super::session::{Link, Session};
 use crate::hook::{Engine, Site, Want};
 use crate::resolve::{self, Mapping};
 use crate::run::enter::{Entry, Programs};
+use crate::syscalls::{Calls, Listeners};
+use bpftime_shm::session::wire::LinkKind;
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -19,6 +21,9 @@ pub struct Sites {
     semaphores: Semaphores,
     /// The dynamic linker's notification function, probed while there are links.
     linker: Option<usize>,
+    calls: Calls,
+    /// Session and id of the links to system calls that `calls` knows.
+    call_links: Vec<(u64, u32)>,
 }
 
 /// A probe and the list it runs.
@@ -43,7 +48,15 @@ pub type Dirty = HashSet<usize>;
 impl Sites {
     /// No probes yet.
     pub fn new(engine: Engine) -> Self {
-        Self { engine, lists: HashMap::new(), retired: Vec::new(), semaphores: Semaphores::default(), linker: None }
+        Self {
+            engine,
+            lists: HashMap::new(),
+            retired: Vec::new(),
+            semaphores: Semaphores::default(),
+            linker: None,
+            calls: Calls::default(),
+            call_links: Vec::new(),
+        }
     }
 
     /// Where `link` belongs in `maps` and does not stand yet; marks those addresses.
@@ -103,6 +116,32 @@ impl Sites {
         }
     }
 
+    /// Makes the programs at system calls what the links say now.
+    pub fn publish_calls(&mut self, sessions: &[Session]) {
+        let mut links: Vec<_> = sessions
+            .iter()
+            .flat_map(|s| s.links.values().map(move |l| (s, l)))
+            .filter_map(|(s, l)| if let LinkKind::Syscall(e) = l.spec.kind { Some((s, l, e)) } else { None })
+            .collect();
+        links.sort_by_key(|(s, l, _)| (s.id, l.spec.link));
+        let ids: Vec<_> = links.iter().map(|(s, l, _)| (s.id, l.spec.link)).collect();
+        if ids == self.call_links {
+            return;
+        }
+        let Ok(maps) = resolve::mappings() else { return };
+        let mut listeners = Listeners::default();
+        for (session, link, event) in links {
+            listeners.add(&event, entry_of(session, link, event.cookie));
+        }
+        self.call_links = ids;
+        self.calls.set(&mut self.engine, listeners, &maps);
+    }
+
+    /// Looks for system calls in libraries that came.
+    pub fn look_for_calls(&mut self, maps: &[Mapping]) {
+        self.calls.look(&mut self.engine, maps);
+    }
+
     fn install(&mut self, addr: usize, want: Want, mut programs: Programs) -> bool {
         if want.ret && crate::lifecycle::returns_twice(addr) {
             return false;
@@ -134,13 +173,15 @@ impl Sites {
     /// Finishes what had to wait for threads; tells whether some still has to.
     pub fn upgrade(&mut self) -> bool {
         self.collect_garbage();
-        self.engine.upgrade() > 0 || !self.retired.is_empty()
+        self.engine.upgrade() > 0 || !self.retired.is_empty() || self.calls.has_garbage()
     }
 
     /// Frees what no thread can be reading any more; keeps it for later when one does not come out in time.
     pub fn collect_garbage(&mut self) {
-        if !self.retired.is_empty() && self.engine.quiesce(QUIESCE_LIMIT) {
+        let garbage = !self.retired.is_empty() || self.calls.has_garbage();
+        if garbage && self.engine.quiesce(QUIESCE_LIMIT) {
             self.retired.clear();
+            self.calls.collect_garbage();
         }
     }
 
@@ -164,6 +205,18 @@ impl Sites {
     }
 }
 
+/// A link's program, as a probe runs it.
+fn entry_of(session: &Session, link: &Link, cookie: u64) -> Entry {
+    Entry {
+        func: link.program.entry(),
+        program: link.program.clone(),
+        session: session.shared.clone(),
+        enabled: link.enabled.clone(),
+        cookie,
+        only_pid: if link.spec.pid > 0 { std::process::id() } else { 0 },
+    }
+}
+
 /// The programs at `addr`, newest link first: the kernel runs the consumers of a probe in that order.
 fn collect(sessions: &[Session], addr: usize) -> Programs {
     let mut programs = Programs::default();
@@ -172,14 +225,7 @@ fn collect(sessions: &[Session], addr: usize) -> Programs {
         links.sort_by_key(|l| std::cmp::Reverse(l.spec.link));
         for link in links {
             for (_, point) in link.placed.iter().filter(|(a, _)| *a == addr) {
-                let entry = Entry {
-                    func: link.program.entry(),
-                    program: link.program.clone(),
-                    session: session.shared.clone(),
-                    enabled: link.enabled.clone(),
-                    cookie: link.spec.points[*point].cookie,
-                    only_pid: if link.spec.pid > 0 { std::process::id() } else { 0 },
-                };
+                let entry = entry_of(session, link, link.spec.points[*point].cookie);
                 if link.spec.ret { programs.ret.push(entry) } else { programs.entry.push(entry) }
             }
         }

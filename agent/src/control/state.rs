@@ -151,6 +151,7 @@ impl State {
 
     fn settle(&mut self, dirty: Dirty) {
         self.sites.publish(&mut self.sessions, dirty);
+        self.sites.publish_calls(&self.sessions);
         if self.sessions.iter().any(|s| !s.links.is_empty()) {
             self.sites.watch_linker(super::r#loop::on_linker_change);
         } else {
@@ -185,6 +186,7 @@ impl State {
     pub fn rescan(&mut self) {
         let Ok(maps) = resolve::mappings() else { return };
         self.sites.drop_unmapped(&mut self.sessions, &maps);
+        self.sites.look_for_calls(&maps);
         let mut dirty = Dirty::new();
         for link in self.sessions.iter_mut().flat_map(|s| s.links.values_mut()) {
             self.sites.place(link, &maps, &mut dirty);

@@ -4,6 +4,7 @@ use crate::arch::sys;
 use rustix::fd::OwnedFd;
 use rustix::fs::{Mode, OFlags};
 use std::arch::asm;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Linux membarrier(2) commands; libc has them, spelled differently across versions.
 const PRIVATE_EXPEDITED: usize = 1 << 3;
@@ -102,6 +103,23 @@ impl Text {
         Some(done)
     }
 
+    /// [`Self::write_at_once`] for many 5-byte patches, in one mapping, which is made writable once and as a whole:
+    /// in pieces it would stay in pieces. Returns the addresses written: not those that cross a cache line.
+    pub fn write_each_at_once(&mut self, patches: &[(usize, [u8; 5])]) -> BTreeSet<usize> {
+        let todo: BTreeMap<_, _> = patches.iter().filter(|(at, _)| (at & 63) + 5 <= 64).copied().collect();
+        let (Some(first), Some(last)) = (todo.first_key_value(), todo.last_key_value()) else {
+            return BTreeSet::new();
+        };
+        self.refresh();
+        // The 8 bytes that are read may begin before the patch, in its cache line.
+        let start = first.0 & !63;
+        let written = self.with_writable(start, (last.0 | 63) + 1 - start, || {
+            todo.iter().for_each(|(at, bytes)| store_at_once(*at, bytes));
+        });
+        self.sync();
+        if written { todo.into_keys().collect() } else { BTreeSet::new() }
+    }
+
     fn with_writable(&mut self, addr: usize, len: usize, f: impl FnOnce()) -> bool {
         let start = addr & !(PAGE - 1);
         let end = (addr + len).next_multiple_of(PAGE);
@@ -150,6 +168,21 @@ impl Text {
             let rw = (libc::PROT_READ | libc::PROT_WRITE) as usize;
             sys::syscall(libc::SYS_mprotect, [self.bell, PAGE, rw, 0, 0, 0]);
         }
+    }
+}
+
+/// Replaces 5 bytes within a cache line.
+fn store_at_once(addr: usize, bytes: &[u8; 5]) {
+    let word = addr.min((addr | 63) - 7);
+    // SAFETY: 8 bytes of one cache line that was made writable. Nobody else writes there: the control thread alone
+    // changes text.
+    unsafe {
+        let old = (word as *const [u8; 8]).read_volatile();
+        let mut new = old;
+        new[addr - word..][..5].copy_from_slice(bytes);
+        // A locked exchange, since a plain unaligned store is not architecturally one access.
+        asm!("lock cmpxchg [{p}], {n}", p = in(reg) word, n = in(reg) u64::from_le_bytes(new),
+             inout("rax") u64::from_le_bytes(old) => _, options(nostack));
     }
 }
 

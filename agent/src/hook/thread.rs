@@ -65,14 +65,14 @@ impl ThreadBlock {
     /// A callback begins. Pairs with the fence in `quiesce`: the store is before the callback's loads in program
     /// order, which membarrier turns into memory order.
     #[inline(always)]
-    pub(super) fn enter(&self) {
+    pub(crate) fn enter(&self) {
         self.active.store(self.active.load(Relaxed) + 1, Relaxed);
         compiler_fence(SeqCst);
     }
 
     /// A callback ends. Release: what the callback read happened before a quiesce that sees this.
     #[inline(always)]
-    pub(super) fn leave(&self) {
+    pub(crate) fn leave(&self) {
         let a = self.active.load(Relaxed);
         let next = if a & DEPTH == 1 { a + DEPTH } else { a.wrapping_sub(1) };
         self.active.store(next, Release);

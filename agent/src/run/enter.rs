@@ -98,21 +98,35 @@ fn hit(entries: &[Entry], regs: &PtRegs, func_ip: u64, at_entry: bool) {
         if !entry.enabled.load(Ordering::Relaxed) || (entry.only_pid != 0 && entry.only_pid != pid) {
             continue;
         }
-        let who = Who { block, pid, tid };
-        run_entry(entry, &who, regs, func_ip, at_entry);
+        let who = Who { block, pid, tid, thread: tid };
+        let ctx = std::ptr::from_ref(regs) as u64;
+        run_entry(entry, &who, ctx, regs, func_ip, at_entry);
     }
 }
 
-struct Who<'a> {
-    block: &'a ThreadBlock,
-    pid: u32,
-    tid: u32,
+/// Who runs a program.
+pub struct Who<'a> {
+    /// The calling thread's block.
+    pub block: &'a ThreadBlock,
+    /// Process and thread as programs see them.
+    pub pid: u32,
+    /// See `pid`.
+    pub tid: u32,
+    /// The thread whose block this is: another one in a vfork child, which borrows its parent's.
+    pub thread: u32,
+}
+
+/// Runs one program of an event that is not a probe, on a context of its own. `regs` are the thread's.
+pub fn run_event(entry: &Entry, who: &Who, regs: &PtRegs, ctx: u64) {
+    if entry.enabled.load(Ordering::Relaxed) && (entry.only_pid == 0 || entry.only_pid == who.pid) {
+        run_entry(entry, who, ctx, regs, 0, false);
+    }
 }
 
 #[inline]
-fn run_entry(entry: &Entry, who: &Who, regs: &PtRegs, func_ip: u64, at_entry: bool) {
+fn run_entry(entry: &Entry, who: &Who, ctx: u64, regs: &PtRegs, func_ip: u64, at_entry: bool) {
     let session = &*entry.session;
-    let owner = OwnerWord::new(session.owner.load(Ordering::Relaxed), who.tid);
+    let owner = OwnerWord::new(session.owner.load(Ordering::Relaxed), who.thread);
     let Some(cpu) = session.page.acquire(process::current_cpu(), owner, process::thread_alive) else {
         return;
     };
@@ -130,7 +144,7 @@ fn run_entry(entry: &Entry, who: &Who, regs: &PtRegs, func_ip: u64, at_entry: bo
         func_ip,
         at_entry,
     };
-    let faulted = call_guarded(who.block, entry.func, regs, &mut run);
+    let faulted = call_guarded(who.block, entry.func, ctx, &mut run);
     session.page.release(cpu);
     if faulted || run.header.fuel < 0 {
         abandoned(entry);
@@ -139,9 +153,9 @@ fn run_entry(entry: &Entry, who: &Who, regs: &PtRegs, func_ip: u64, at_entry: bo
 
 /// Calls the program; true when a fault in its code ended it.
 #[inline]
-fn call_guarded(block: &ThreadBlock, func: Func, regs: &PtRegs, run: &mut Run) -> bool {
+fn call_guarded(block: &ThreadBlock, func: Func, ctx: u64, run: &mut Run) -> bool {
     let mut recover = Recover::new();
-    let args = [func as usize as u64, regs as *const PtRegs as u64, run as *mut Run as u64, 0];
+    let args = [func as usize as u64, ctx, run as *mut Run as u64, 0];
     // SAFETY: the thread's own block; a program may be abandoned anywhere, it holds nothing but its CPU slot, which
     // the caller gives back.
     unsafe { block.run_guarded(call, args, &mut recover).faulted != 0 }
@@ -189,8 +203,10 @@ pub fn run_here(
         func_ip: 0,
         at_entry: false,
     };
-    // SAFETY: a linked program, called by its convention; `ctx` is what its type expects.
-    let ret = unsafe { program.entry()(ctx as u64, 0, 0, 0, 0, &mut run) };
+    let mut recover = Recover::new();
+    let args = [program.entry() as usize as u64, ctx as u64, &raw mut run as u64, 0];
+    // SAFETY: as in `call_guarded`; `ctx` is what the program's type expects.
+    let outcome = unsafe { block.run_guarded(call, args, &mut recover) };
     session.page.release(cpu);
-    Some(ret)
+    Some(outcome.value)
 }

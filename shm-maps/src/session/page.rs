@@ -4,6 +4,7 @@
 //! 0     Header   magic, version, slots, tool pid
 //! 64    Wake     futex word the tool's waker sleeps on; counters
 //! 128   Slot[n]  one cache line each: who runs a program on CPU slot i
+//! ...   u32[256] pids whose execve the session was told of: what runs after it reads that the beginning was seen
 //! ```
 //! A run of a program owns one CPU slot from entry to exit. The slot number stands for the CPU everywhere (per-CPU
 //! values, perf rings), so two threads that the kernel runs on one CPU never write one per-CPU value, and a perf ring
@@ -75,8 +76,15 @@ unsafe impl Send for Page {}
 // SAFETY: as above.
 unsafe impl Sync for Page {}
 
+/// Processes of which an execve is noted at once, by the low bits of their pid.
+const EXECS: usize = 256;
+
+fn execs_at(slots: u32) -> usize {
+    128 + slots as usize * size_of::<Slot>()
+}
+
 fn page_len(slots: u32) -> usize {
-    (128 + slots as usize * size_of::<Slot>()).next_multiple_of(4096)
+    (execs_at(slots) + EXECS * size_of::<AtomicU32>()).next_multiple_of(4096)
 }
 
 impl Page {
@@ -137,6 +145,27 @@ impl Page {
         debug_assert!(i < self.slots);
         // SAFETY: i < slots, and `map` sized the mapping for that many lines behind byte 128.
         unsafe { &*self.base.add(128).cast::<Slot>().add(i as usize) }
+    }
+
+    fn exec_word(&self, pid: u32) -> &AtomicU32 {
+        let i = pid as usize % EXECS;
+        // SAFETY: `page_len` has room for EXECS words behind the slots, which end aligned.
+        unsafe { &*self.base.add(execs_at(self.slots)).cast::<AtomicU32>().add(i) }
+    }
+
+    /// Process `pid` is calling execve, and programs of this session were told.
+    pub fn note_exec(&self, pid: u32) {
+        self.exec_word(pid).store(pid, Ordering::Relaxed);
+    }
+
+    /// Whether [`Page::note_exec`] was called for `pid`, and not forgotten since. exec orders it before the reader.
+    pub fn exec_noted(&self, pid: u32) -> bool {
+        self.exec_word(pid).load(Ordering::Relaxed) == pid
+    }
+
+    /// The execve of `pid` is over.
+    pub fn forget_exec(&self, pid: u32) {
+        let _ = self.exec_word(pid).compare_exchange(pid, 0, Ordering::Relaxed, Ordering::Relaxed);
     }
 
     /// Number of CPU slots.

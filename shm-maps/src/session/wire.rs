@@ -6,7 +6,7 @@
 use rustix::io::Errno;
 
 /// Version of this protocol; the two ends must agree.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// Where in a file a link's probes stand.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -19,9 +19,51 @@ pub struct Point {
     pub cookie: u64,
 }
 
-/// A link to functions of a file (uprobe, uretprobe, USDT).
+/// Which side of a system call an event stands on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Side {
+    /// Before the kernel does it.
+    Enter,
+    /// After, with its result.
+    Exit,
+}
+
+/// What a program at a system call gets as its context.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum CallContext {
+    /// The record that tracefs's format files describe.
+    Record,
+    /// The arguments of a raw tracepoint: registers, then number or result.
+    Arguments,
+}
+
+/// System calls of the target.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct SyscallEvent {
+    /// Before or after.
+    pub side: Side,
+    /// Only this number; `None` for all.
+    pub nr: Option<u32>,
+    /// The program's context.
+    pub context: CallContext,
+    /// What bpf_get_attach_cookie returns.
+    pub cookie: u64,
+}
+
+/// What a link attaches to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LinkKind {
+    /// The points of a file that [`LinkSpec`] names.
+    Uprobe,
+    /// System calls; the link has no file and no points.
+    Syscall(SyscallEvent),
+}
+
+/// A link to functions of a file (uprobe, uretprobe, USDT), or to system calls.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LinkSpec {
+    /// What kind of link.
+    pub kind: LinkKind,
     /// Id of the link in its session.
     pub link: u32,
     /// Id of the program in its session.
@@ -177,7 +219,16 @@ impl Writer {
         self.bytes(&p.name);
         self.list(&p.maps, |w, m| w.u32(*m));
     }
+    fn link_kind(&mut self, kind: LinkKind) {
+        let LinkKind::Syscall(e) = kind else { return self.u8(0) };
+        self.u8(1);
+        self.u8((e.side == Side::Exit).into());
+        self.u8((e.context == CallContext::Arguments).into());
+        self.u32(e.nr.unwrap_or(u32::MAX));
+        self.u64(e.cookie);
+    }
     fn link(&mut self, l: &LinkSpec) {
+        self.link_kind(l.kind);
         self.u32(l.link);
         self.u32(l.prog);
         self.u8(l.ret.into());
@@ -240,8 +291,20 @@ impl<'a> Reader<'a> {
     fn point(&mut self) -> Result<Point, Errno> {
         Ok(Point { offset: self.u64()?, ref_ctr_offset: self.u64()?, cookie: self.u64()? })
     }
+    fn link_kind(&mut self) -> Result<LinkKind, Errno> {
+        if self.u8()? == 0 {
+            return Ok(LinkKind::Uprobe);
+        }
+        Ok(LinkKind::Syscall(SyscallEvent {
+            side: if self.u8()? == 0 { Side::Enter } else { Side::Exit },
+            context: if self.u8()? == 0 { CallContext::Record } else { CallContext::Arguments },
+            nr: Some(self.u32()?).filter(|nr| *nr != u32::MAX),
+            cookie: self.u64()?,
+        }))
+    }
     fn link(&mut self) -> Result<LinkSpec, Errno> {
         Ok(LinkSpec {
+            kind: self.link_kind()?,
             link: self.u32()?,
             prog: self.u32()?,
             ret: self.u8()? != 0,
@@ -363,7 +426,14 @@ mod tests {
 
     fn link() -> LinkSpec {
         let points = vec![Point { offset: 1, ref_ctr_offset: 2, cookie: 3 }; 3];
-        LinkSpec { link: 7, prog: 8, ret: true, pid: -1, dev: 5, ino: 6, path: b"/bin/x".to_vec(), points }
+        let (kind, path) = (LinkKind::Uprobe, b"/bin/x".to_vec());
+        LinkSpec { kind, link: 7, prog: 8, ret: true, pid: -1, dev: 5, ino: 6, path, points }
+    }
+
+    fn syscall_link() -> LinkSpec {
+        let event =
+            SyscallEvent { side: Side::Exit, nr: Some(62), context: CallContext::Record, cookie: 1 << 33 };
+        LinkSpec { kind: LinkKind::Syscall(event), points: vec![], path: vec![], ..link() }
     }
 
     fn samples() -> Vec<Message> {
@@ -376,6 +446,7 @@ mod tests {
             Message::PerfSlot { map: 9, index: 1 },
             Message::Prog(prog.clone()),
             Message::Link(link()),
+            Message::Link(syscall_link()),
             Message::Unlink { link: 7 },
             Message::Drop { progs: vec![1], maps: vec![2, 3] },
             Message::Sync { seq: 77 },

@@ -6,7 +6,7 @@ use crate::{fds, user};
 use bpftime_abi::attr::BtfLoad;
 use bpftime_shm::session::sealed;
 use rustix::io::Errno;
-use std::sync::Arc;
+use std::sync::{Arc, Once};
 
 /// `BTF_MAX_SIZE`.
 const BTF_MAX: u32 = 16 << 20;
@@ -25,9 +25,27 @@ pub fn load(attr: &Attr) -> Result<i64, Errno> {
     check(&data)?;
     let fd = sealed::create("bpftime-btf", &data)?;
     let memfd = fds::hidden(&fd)?;
-    object::insert(&fd, Object::Btf(Arc::new(BtfObject { id: object::next_id(), data, memfd })))?;
+    object::insert(&fd, Object::Btf(Arc::new(BtfObject { name: "", id: object::next_id(), data, memfd })))?;
     Ok(fds::give(fd))
 }
+
+/// Makes the kernel's BTF an object that can be found by id, as bpftrace looks for it: once, if its file is readable.
+pub fn offer_kernel() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        let Ok(data) = std::fs::read(KERNEL_BTF) else { return };
+        if check(&data).is_ok()
+            && let Ok(fd) = sealed::create("bpftime-btf", &data)
+            && let Ok(memfd) = fds::hidden(&fd)
+        {
+            let object = BtfObject { name: "vmlinux", id: object::next_id(), data, memfd };
+            let _ = object::insert(&fd, Object::Btf(Arc::new(object)));
+        }
+    });
+}
+
+/// What the kernel tells of its own types.
+pub const KERNEL_BTF: &str = "/sys/kernel/btf/vmlinux";
 
 /// Header sanity: magic, version, section bounds.
 fn check(data: &[u8]) -> Result<(), Errno> {

@@ -107,7 +107,17 @@ fn btf_info(b: &object::BtfObject, a: &Info) -> Result<Vec<u8>, Errno> {
         let room = b.data.len().min(asked.btf_size as usize);
         user::write(asked.btf, &b.data[..room])?;
     }
-    let info = BtfInfo { btf: asked.btf, btf_size: b.data.len() as u32, id: b.id, name: asked.name, ..asked };
+    if asked.name != 0 && asked.name_len as usize > b.name.len() {
+        user::write(asked.name, &[b.name.as_bytes(), b"\0"].concat())?;
+    }
+    let info = BtfInfo {
+        btf: asked.btf,
+        btf_size: b.data.len() as u32,
+        id: b.id,
+        name: asked.name,
+        name_len: b.name.len() as u32,
+        kernel_btf: (!b.name.is_empty()).into(),
+    };
     Ok(info.as_bytes().to_vec())
 }
 
@@ -134,8 +144,9 @@ pub fn next_link(attr: &Attr) -> Result<i64, Errno> {
     next(attr, |o| if let Object::Link(l) = o { Some(l.id) } else { None })
 }
 
-/// BPF_BTF_GET_NEXT_ID: the tool's own BTF; kernel modules have none here.
+/// BPF_BTF_GET_NEXT_ID: the kernel's BTF, where its file can be read, and the tool's own; kernel modules have none here.
 pub fn next_btf(attr: &Attr) -> Result<i64, Errno> {
+    super::btf::offer_kernel();
     next(attr, |o| if let Object::Btf(b) = o { Some(b.id) } else { None })
 }
 

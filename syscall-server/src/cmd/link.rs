@@ -5,11 +5,11 @@ use crate::object::{self, LinkObject, Object, PerfKind};
 use crate::{broker, fds, perf, user};
 use bpftime_abi::attr::{LinkCreatePerf, LinkCreateUprobeMulti, LinkUpdate, OneFd};
 use bpftime_abi::prog_type::{
-    BPF_LINK_TYPE_PERF_EVENT, BPF_LINK_TYPE_UPROBE_MULTI, BPF_PERF_EVENT, BPF_PROG_TYPE_KPROBE,
-    BPF_PROG_TYPE_PERF_EVENT, BPF_PROG_TYPE_RAW_TRACEPOINT, BPF_PROG_TYPE_TRACEPOINT, BPF_TRACE_KPROBE_MULTI,
-    BPF_TRACE_UPROBE_MULTI,
+    BPF_LINK_TYPE_PERF_EVENT, BPF_LINK_TYPE_RAW_TRACEPOINT, BPF_LINK_TYPE_UPROBE_MULTI, BPF_PERF_EVENT,
+    BPF_PROG_TYPE_KPROBE, BPF_PROG_TYPE_PERF_EVENT, BPF_PROG_TYPE_RAW_TRACEPOINT, BPF_PROG_TYPE_TRACEPOINT,
+    BPF_TRACE_KPROBE_MULTI, BPF_TRACE_UPROBE_MULTI,
 };
-use bpftime_shm::session::wire::{LinkSpec, Point};
+use bpftime_shm::session::wire::{LinkKind, LinkSpec, Point};
 use rustix::fd::OwnedFd;
 use rustix::io::Errno;
 use std::sync::Arc;
@@ -102,6 +102,7 @@ fn uprobe_multi(a: &LinkCreateUprobeMulti) -> Result<i64, Errno> {
         .collect();
     let (tool, ours) = fds::event_pair()?;
     let spec = LinkSpec {
+        kind: LinkKind::Uprobe,
         link: object::next_id(),
         prog: prog.spec.prog,
         ret: a.multi_flags & MULTI_RETURN != 0,
@@ -151,8 +152,11 @@ pub fn raw_tracepoint(attr: &Attr) -> Result<i64, Errno> {
     if prog.spec.prog_type != BPF_PROG_TYPE_RAW_TRACEPOINT {
         return Err(Errno::INVAL);
     }
-    user::read_str(a.name, 127)?;
-    Err(Errno::NOENT)
+    let name = user::read_str(a.name, 127)?;
+    let event = perf::tracepoint::raw(&name, a.cookie).ok_or(Errno::NOENT)?;
+    let (tool, ours) = fds::event_pair()?;
+    broker::attach(perf::tracepoint::spec(event, -1, object::next_id(), &prog), &prog, Some(ours))?;
+    new_link(tool, BPF_LINK_TYPE_RAW_TRACEPOINT, prog, None)
 }
 
 /// After a close that may have been a detach.

@@ -2,7 +2,7 @@
 //!
 //! The real file comes first: only when opening it fails is ours served, as a sealed memfd.
 
-mod tracefs;
+pub(crate) mod tracefs;
 
 use bpftime_shm::session::sealed;
 use rustix::fd::IntoRawFd;

@@ -1,10 +1,12 @@
 //! The part of tracefs that describes system call events, from the table of system calls.
 
 use bpftime_abi::syscall::{SYSCALLS, Syscall};
+use bpftime_shm::session::wire::{CallContext, Side, SyscallEvent};
 use std::fmt::Write;
+use std::sync::OnceLock;
 
 /// Where tracefs may be mounted.
-const ROOTS: &[&str] = &["/sys/kernel/tracing/", "/sys/kernel/debug/tracing/"];
+pub const ROOTS: &[&str] = &["/sys/kernel/tracing/", "/sys/kernel/debug/tracing/"];
 
 /// First id of our events, beyond what kernels give out, so that an id tells whose it is.
 const FIRST_ID: u32 = 0x1_0000;
@@ -27,6 +29,17 @@ pub fn contents(path: &str) -> Option<Vec<u8>> {
             }
         }
     }
+}
+
+/// The system call event that has this id of ours.
+pub fn by_id(id: u32) -> Option<SyscallEvent> {
+    let n = id.checked_sub(FIRST_ID)? as usize;
+    let (side, context) = (if n.is_multiple_of(2) { Side::Enter } else { Side::Exit }, CallContext::Record);
+    let nr = match n {
+        0 | 1 => None,
+        _ => Some(SYSCALLS.get(n / 2 - 1)?.nr),
+    };
+    Some(SyscallEvent { side, nr, context, cookie: 0 })
 }
 
 /// A tracepoint of ours.
@@ -81,7 +94,7 @@ impl Event {
             Self::Enter(_, s) => {
                 field(&mut out, "int __syscall_nr", 8, 4, 1);
                 for (i, (ty, name)) in s.args.iter().enumerate() {
-                    field(&mut out, &format!("{ty} {name}"), 16 + 8 * i, 8, 0);
+                    field(&mut out, &format!("{} {name}", shown(ty)), 16 + 8 * i, 8, 0);
                 }
             }
             Self::Exit(..) => {
@@ -99,6 +112,26 @@ impl Event {
         }
         out.push_str("\nprint fmt: \"\"\n");
         out
+    }
+}
+
+/// The type, as C knows it where there is no BTF to look it up in: bpftrace would refuse a `pid_t` of 8 bytes. Names,
+/// offsets and sizes stay the kernel's.
+fn shown(ty: &str) -> &str {
+    static BTF: OnceLock<bool> = OnceLock::new();
+    let known = *BTF.get_or_init(|| std::fs::File::open(crate::cmd::btf::KERNEL_BTF).is_ok());
+    if known { ty } else { portable(ty) }
+}
+
+fn portable(ty: &str) -> &str {
+    let bare = ty.trim_start_matches("const ");
+    let known = ["char ", "struct ", "union ", "void ", "int ", "unsigned ", "long "];
+    match bare {
+        _ if bare.contains('*') && known.iter().any(|k| bare.starts_with(k)) => ty,
+        _ if bare.contains('*') => "const void *",
+        "int" | "long" | "pid_t" | "off_t" | "loff_t" | "key_t" | "clockid_t" | "timer_t" | "mqd_t"
+        | "rwf_t" | "qid_t" | "key_serial_t" => "long",
+        _ => "unsigned long",
     }
 }
 
@@ -150,7 +183,10 @@ mod tests {
                 let path = format!("{root}events/syscalls/{}/format", e.name());
                 let Ok(theirs) = std::fs::read_to_string(path) else { continue };
                 let fields = |t: &str| {
-                    t.lines().filter(|l| l.starts_with("\tfield:")).map(str::to_owned).collect::<Vec<_>>()
+                    t.lines()
+                        .filter_map(|l| l.strip_prefix("\tfield:")?.split_once(";\t"))
+                        .map(|(decl, place)| (decl.rsplit(' ').next().map(str::to_owned), place.to_owned()))
+                        .collect::<Vec<_>>()
                 };
                 assert_eq!(fields(&e.format()), fields(&theirs), "{}", e.name());
             }

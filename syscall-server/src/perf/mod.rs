@@ -3,6 +3,7 @@
 pub mod mmap;
 mod open;
 mod timer;
+pub mod tracepoint;
 
 pub use open::open;
 
@@ -10,8 +11,8 @@ use crate::cmd::link::takes_program;
 use crate::object::{self, Object, PerfKind, PerfObject, ProgObject};
 use crate::{broker, user};
 use bpftime_abi::perf;
-use bpftime_abi::prog_type::{BPF_PROG_TYPE_KPROBE, BPF_PROG_TYPE_PERF_EVENT};
-use bpftime_shm::session::wire::{LinkSpec, Point};
+use bpftime_abi::prog_type::{BPF_PROG_TYPE_KPROBE, BPF_PROG_TYPE_PERF_EVENT, BPF_PROG_TYPE_TRACEPOINT};
+use bpftime_shm::session::wire::{LinkKind, LinkSpec, Point};
 use rustix::fd::OwnedFd;
 use rustix::io::Errno;
 use std::sync::{Arc, PoisonError};
@@ -51,6 +52,7 @@ pub fn set_program(
     takes_program(&event.kind)?;
     let wanted = match event.kind {
         PerfKind::Uprobe { .. } => BPF_PROG_TYPE_KPROBE,
+        PerfKind::Syscall(_) => BPF_PROG_TYPE_TRACEPOINT,
         _ => BPF_PROG_TYPE_PERF_EVENT,
     };
     if prog.spec.prog_type != wanted {
@@ -75,7 +77,7 @@ fn set_enabled(event: &Arc<PerfObject>, on: bool) -> Result<(), Errno> {
 /// Makes what runs be what the event's state says.
 fn apply(event: &Arc<PerfObject>) -> Result<(), Errno> {
     match &event.kind {
-        PerfKind::Uprobe { .. } => apply_uprobe(event),
+        PerfKind::Uprobe { .. } | PerfKind::Syscall(_) => apply_probe(event),
         PerfKind::Clock { period } => {
             timer::start(event, *period);
             Ok(())
@@ -84,7 +86,7 @@ fn apply(event: &Arc<PerfObject>) -> Result<(), Errno> {
     }
 }
 
-fn apply_uprobe(event: &Arc<PerfObject>) -> Result<(), Errno> {
+fn apply_probe(event: &Arc<PerfObject>) -> Result<(), Errno> {
     let mut state = event.state.lock().unwrap_or_else(PoisonError::into_inner);
     match (state.enabled, state.prog.clone(), state.attached) {
         (true, Some(prog), None) => {
@@ -105,10 +107,14 @@ fn apply_uprobe(event: &Arc<PerfObject>) -> Result<(), Errno> {
 }
 
 fn spec_of(event: &PerfObject, link: u32, prog: &ProgObject, cookie: u64) -> Result<LinkSpec, Errno> {
+    if let PerfKind::Syscall(call) = event.kind {
+        return Ok(tracepoint::spec_of(call, event, link, prog, cookie));
+    }
     let PerfKind::Uprobe { path, file, offset, ret, ref_ctr_offset } = &event.kind else {
         return Err(Errno::INVAL);
     };
     Ok(LinkSpec {
+        kind: LinkKind::Uprobe,
         link,
         prog: prog.spec.prog,
         ret: *ret,

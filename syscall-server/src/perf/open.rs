@@ -75,6 +75,7 @@ fn kind_of(a: &PerfEventAttr) -> Result<PerfKind, Errno> {
             clock(a)
         }
         (t, _) if t == uprobe_pmu() => uprobe(a),
+        (perf::PERF_TYPE_TRACEPOINT, _) => super::tracepoint::event(a).map(PerfKind::Syscall),
         // What the kernel says without such a PMU; the tools name the event in their message.
         (perf::PERF_TYPE_HARDWARE, _) => Err(Errno::NOENT),
         _ => Err(Errno::OPNOTSUPP),

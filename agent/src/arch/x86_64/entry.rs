@@ -20,7 +20,7 @@ use std::mem::offset_of;
 
 // Two variants: status flags cost about 1 ns to restore and are mostly dead where a probe sits (flow.rs decides).
 macro_rules! entry_common {
-    ($name:literal, $flags:literal) => {
+    ($name:literal, $flags:literal, $call:path) => {
         global_asm!(
             ".pushsection .text.bpft_entry,\"ax\",@progbits",
             ".p2align 6",
@@ -140,13 +140,16 @@ macro_rules! entry_common {
             ".cfi_endproc",
             concat!(".size ", $name, ",.-", $name),
             ".popsection",
-            on_entry = sym crate::hook::on_entry,
+            on_entry = sym $call,
         );
     };
 }
 
-entry_common!("bpft_entry_common", "0");
-entry_common!("bpft_entry_common_flags", "1");
+entry_common!("bpft_entry_common", "0", crate::hook::on_entry);
+entry_common!("bpft_entry_common_flags", "1", crate::hook::on_entry);
+// System calls leave the status flags alone, and nothing tells whether somebody relies on it.
+entry_common!("bpft_syscall_enter", "1", crate::hook::on_syscall_enter);
+entry_common!("bpft_syscall_exit", "1", crate::hook::on_syscall_exit);
 
 // For sites with a return probe only: nobody will look at the registers, so this does what hook::returns::push does in
 // the usual case, with five of them. Anything unusual goes the long way.
@@ -275,7 +278,14 @@ global_asm!(
 // idx * 40 is spelled out above
 const _: () = assert!(stubs::STRIDE == 40);
 
+/// Addresses of the variants before and after a system call.
+pub(crate) fn syscall_common() -> (usize, usize) {
+    (bpft_syscall_enter as *const () as usize, bpft_syscall_exit as *const () as usize)
+}
+
 unsafe extern "C" {
+    fn bpft_syscall_enter();
+    fn bpft_syscall_exit();
     fn bpft_entry_common();
     fn bpft_entry_common_flags();
     fn bpft_entry_return();

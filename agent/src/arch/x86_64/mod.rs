@@ -16,9 +16,10 @@ pub mod regs;
 pub mod relocate;
 pub mod stubs;
 pub mod sys;
+pub mod syscall;
 pub mod tls;
 
-pub(crate) use entry::landing;
+pub(crate) use entry::{landing, syscall_common};
 pub use regs::PtRegs;
 
 const _: () = assert!(

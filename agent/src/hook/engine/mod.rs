@@ -3,6 +3,9 @@
 mod grace;
 mod patch;
 mod prepare;
+mod syscall;
+
+pub use syscall::Call;
 
 use super::maps::Maps;
 use super::near::Near;
@@ -15,7 +18,7 @@ use super::{Callbacks, Site, Want};
 use crate::arch::relocate::CannotMove;
 use crate::arch::sys;
 use crate::signals;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::sync::atomic::Ordering::*;
 use std::time::{Duration, Instant};
@@ -177,6 +180,8 @@ pub struct Engine {
     blocks_trap: Option<Look>,
     /// Where the thunk being built will call.
     landing: usize,
+    /// Which entries are system calls and not probes.
+    calls: BTreeSet<usize>,
 }
 
 impl Engine {
@@ -203,12 +208,14 @@ impl Engine {
             grace: Grace::default(),
             blocks_trap: None,
             landing: 0,
+            calls: BTreeSet::new(),
         }
     }
 
     /// Probes `addr`, or changes what is wanted there. After an error nothing is changed.
     pub fn attach(&mut self, addr: usize, want: Want) -> Result<&'static Site, CannotHook> {
         let _quiet = Mute::new();
+        self.yield_calls(addr);
         if let Some(e) = self.entries.get_mut(&addr)
             && e.form != Form::Bare
         {
@@ -250,7 +257,8 @@ impl Engine {
 
     /// The probed addresses and how they are patched.
     pub fn sites(&self) -> impl Iterator<Item = (&'static Site, Form)> + '_ {
-        self.entries.values().filter(|e| e.form != Form::Bare && !e.leaving).map(|e| (e.site, e.form))
+        let probes = self.entries.values().filter(|e| !self.calls.contains(&e.addr()));
+        probes.filter(|e| e.form != Form::Bare && !e.leaving).map(|e| (e.site, e.form))
     }
 
     /// The bytes that stood at a probed address before the patch.

@@ -1,0 +1,129 @@
+//! A system call of the program, as its thunk sees it (arch/x86_64/syscall.rs).
+
+use super::ThreadBlock;
+use crate::arch::syscall::{FORKS, OWN, Parts};
+use crate::arch::{PtRegs, sys};
+use crate::run::process;
+use crate::syscalls;
+use std::sync::atomic::Ordering::*;
+
+/// One rewritten `syscall` instruction. Never freed.
+#[repr(C)]
+pub struct SyscallSite {
+    /// Address behind the instruction. First, because the assembly and the unwind information read it there.
+    after: usize,
+    /// Where the thunk's parts are.
+    thunk: usize,
+    parts: Parts,
+}
+const _: () = assert!(std::mem::offset_of!(SyscallSite, after) == 0);
+
+impl SyscallSite {
+    /// Memory for a site; its address goes into the thunk.
+    pub(super) fn blank() -> *mut Self {
+        Box::into_raw(Box::new(Self { after: 0, thunk: 0, parts: Parts::default() }))
+    }
+
+    /// Completes a site.
+    ///
+    /// # Safety
+    /// `site` is from [`Self::blank`], and no thread can reach its thunk yet.
+    pub(super) unsafe fn fill(site: *mut Self, after: usize, thunk: usize, parts: Parts) {
+        // SAFETY: the caller's promise.
+        unsafe { site.write(Self { after, thunk, parts }) };
+    }
+
+    fn at(&self, part: usize) -> usize {
+        self.thunk + part
+    }
+}
+
+fn fork_like(nr: i32) -> Option<usize> {
+    FORKS.iter().position(|f| *f == nr).filter(|_| nr != OWN)
+}
+
+/// Called by every system call thunk that the gate lets through. Gives the address at which the thunk goes on.
+///
+/// # Safety
+/// Called by the thunk with its site and the saved registers.
+pub(crate) unsafe extern "C" fn on_syscall_enter(site: *const SyscallSite, regs: *mut PtRegs) -> usize {
+    // SAFETY: sites are never freed; the registers are on our stack.
+    let (site, regs) = unsafe { (&*site, &mut *regs) };
+    let plain = site.at(site.parts.plain);
+    // The kernel looks at the low half only.
+    let nr = regs.ax as i32;
+    if nr == libc::SYS_rt_sigreturn as i32 {
+        return plain;
+    }
+    let Some(block) = ThreadBlock::current() else { return plain };
+    let fork = fork_like(nr);
+    if block.mute.load(Relaxed) != 0 {
+        // A thread that one of ours starts is ours from its first instruction on.
+        return if fork.is_some() { site.at(site.parts.forks[FORKS.len() - 1]) } else { plain };
+    }
+    regs.orig_ax = nr as u64;
+    block.enter();
+    let exit_wanted = syscalls::enter(block, nr, regs);
+    block.leave();
+    match fork {
+        Some(k) => site.at(site.parts.forks[k]),
+        None if exit_wanted => {
+            regs.cx = nr as u32 as u64;
+            site.at(site.parts.events)
+        }
+        None => plain,
+    }
+}
+
+/// Called after the system call.
+///
+/// # Safety
+/// As [`on_syscall_enter`].
+pub(crate) unsafe extern "C" fn on_syscall_exit(site: *const SyscallSite, regs: *mut PtRegs) -> usize {
+    // SAFETY: as above.
+    let (site, regs) = unsafe { (&*site, &mut *regs) };
+    let leave = site.at(site.parts.leave);
+    let nr = regs.cx as i32;
+    regs.cx = site.after as u64;
+    let Some(block) = ThreadBlock::current() else { return leave };
+    if nr == OWN {
+        own_thread(block, regs.ax as i64);
+        return leave;
+    }
+    if fork_like(nr).is_some() {
+        note_child(block, regs.ax as i64);
+    }
+    if block.mute.load(Relaxed) == 0 {
+        regs.orig_ax = nr as u64;
+        block.enter();
+        syscalls::exit(block, nr, regs);
+        block.leave();
+    }
+    leave
+}
+
+/// A thread with a block of its own, not a process that borrows its parent's.
+fn own_thread(block: &ThreadBlock, ret: i64) {
+    if ret == 0 && block.tid.load(Relaxed) == sys::gettid() && sys::getpid() as u32 == process::pid() {
+        block.mute.store(1, Relaxed);
+    }
+}
+
+/// Word of [`ThreadBlock::run`]: pid and tid of the vfork child that runs on this block, else 0.
+const CHILD: usize = 1;
+
+/// A vfork child shares everything with its waiting parent, this block too, and is somebody else all the same.
+fn note_child(block: &ThreadBlock, ret: i64) {
+    let pid = if ret == 0 { sys::getpid() as u32 } else { 0 };
+    let borrowed = ret == 0 && pid != process::pid();
+    let word = if borrowed { (pid as u64) << 32 | sys::gettid() as u64 } else { 0 };
+    block.run[CHILD].store(word, Relaxed);
+}
+
+/// Process and thread that run on `block`, if they are not the block's own.
+pub(crate) fn vfork_child(block: &ThreadBlock) -> Option<(u32, u32)> {
+    match block.run[CHILD].load(Relaxed) {
+        0 => None,
+        word => Some(((word >> 32) as u32, word as u32)),
+    }
+}
