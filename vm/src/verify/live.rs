@@ -402,16 +402,18 @@ fn step(op: &Op, regs: &mut Regs) {
 
 fn computed(op: AluOp, width: Width, a: Value, b: Value) -> Value {
     match (op, width, a, b) {
-        (AluOp::Add, Width::W64, Value::Fp(off), Value::Number(n)) => {
-            off.checked_add(n).map_or(Value::Lost, Value::Fp)
-        }
-        (AluOp::Add, Width::W64, Value::Number(n), Value::Fp(off)) => {
-            off.checked_add(n).map_or(Value::Lost, Value::Fp)
-        }
-        (AluOp::Sub, Width::W64, Value::Fp(off), Value::Number(n)) => {
-            off.checked_sub(n).map_or(Value::Lost, Value::Fp)
-        }
+        (AluOp::Add, Width::W64, Value::Fp(off), Value::Number(n))
+        | (AluOp::Add, Width::W64, Value::Number(n), Value::Fp(off)) => near(off.checked_add(n)),
+        (AluOp::Sub, Width::W64, Value::Fp(off), Value::Number(n)) => near(off.checked_sub(n)),
         _ if a.is_stack() || b.is_stack() => Value::Lost,
         _ => Value::Other,
+    }
+}
+
+/// Sums of offsets and sizes stay far from the ends of their type.
+fn near(off: Option<i64>) -> Value {
+    match off {
+        Some(off) if off.unsigned_abs() < 1 << 30 => Value::Fp(off),
+        _ => Value::Lost,
     }
 }

@@ -35,7 +35,7 @@ impl World {
 impl LoadEnv for World {
     fn map_by_fd(&mut self, fd: i32) -> Option<MapIdx> {
         let at = match self.fds.is_empty() {
-            true => usize::try_from(fd - FIRST_FD).ok()?,
+            true => usize::try_from(fd.checked_sub(FIRST_FD)?).ok()?,
             false => self.fds.iter().position(|f| *f == fd)?,
         };
         (at < self.maps.len()).then_some(MapIdx(at as u32))

@@ -3,8 +3,9 @@
 
 use super::env::World;
 use super::generate::Random;
+use bpftime_vm::alu;
 use bpftime_vm::isa::{AtomicOp, Callee, Const, Op, Operand, Reg};
-use bpftime_vm::{Program, alu};
+use bpftime_vm::verify::{Region as Proved, Verified};
 
 /// Regions lie this far apart.
 const STEP: u64 = 1 << 32;
@@ -18,7 +19,7 @@ struct Region {
 }
 
 pub struct Machine<'a> {
-    program: &'a Program,
+    program: &'a Verified,
     world: &'a World,
     regions: Vec<Region>,
     /// Region of each map's direct value.
@@ -32,9 +33,11 @@ type Run<T> = Result<T, String>;
 
 /// Why a run stopped early without harm.
 pub const OUT_OF_FUEL: &str = "out of fuel";
+/// Another one: a mangled program may call any helper.
+pub const NO_HELPER: &str = "the machine has no such helper";
 
 impl<'a> Machine<'a> {
-    pub fn new(program: &'a Program, world: &'a World, seed: u64) -> Machine<'a> {
+    pub fn new(program: &'a Verified, world: &'a World, seed: u64) -> Machine<'a> {
         let mut machine = Machine {
             program,
             world,
@@ -89,8 +92,11 @@ impl<'a> Machine<'a> {
             }
             let op = self.program.ops()[at];
             let mut next = at + op.slots();
+            self.as_proved(at, &op, &regs)?;
             let step = self.step(&op, &mut regs, &mut next);
-            if let Some(result) = step.map_err(|e| if e == OUT_OF_FUEL { e } else { format!("{at}: {e}") })? {
+            if let Some(result) =
+                step.map_err(|e| if e == OUT_OF_FUEL || e == NO_HELPER { e } else { format!("{at}: {e}") })?
+            {
                 let region = &mut self.regions[stack];
                 region.live = false;
                 if region.bytes[..512 - reserve as usize].iter().any(|b| *b != 0) {
@@ -100,6 +106,24 @@ impl<'a> Machine<'a> {
             }
             at = next;
         }
+    }
+
+    /// Whether an access is where the verifier says that all of them are.
+    fn as_proved(&self, at: usize, op: &Op, regs: &[u64; Reg::COUNT]) -> Run<()> {
+        let (base, off, size) = match *op {
+            Op::Load { base, off, size, .. }
+            | Op::Store { base, off, size, .. }
+            | Op::Atomic { base, off, size, .. } => (base, off, size),
+            _ => return Ok(()),
+        };
+        let Some(proved) = self.program.access(at) else { return Err(format!("{at}: nothing was proved")) };
+        let addr = regs[base.index()].wrapping_add_signed(i64::from(off));
+        let top = if proved.region == Proved::Stack { 512 } else { 0 };
+        let (start, end) = ((addr % STEP) as i64 - top, (addr % STEP) as i64 - top + i64::from(size.bytes()));
+        if proved.region != Proved::Several && (start < proved.min || end > proved.max) {
+            return Err(format!("{at}: {start} to {end} is not inside of {proved:?}"));
+        }
+        Ok(())
     }
 
     fn step(&mut self, op: &Op, regs: &mut [u64; Reg::COUNT], next: &mut usize) -> Run<Option<u64>> {
@@ -241,7 +265,7 @@ impl<'a> Machine<'a> {
                 }
                 Ok(0)
             }
-            _ => Err(format!("the machine has no helper {id}")),
+            _ => Err(NO_HELPER.into()),
         }
     }
 }
