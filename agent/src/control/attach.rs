@@ -78,9 +78,8 @@ impl Sites {
     /// Forgets places that are no longer mapped (dlclose). Never touches their memory.
     pub fn drop_unmapped(&mut self, sessions: &mut [Session], maps: &[Mapping]) {
         let mapped = |addr: usize, l: &Link| {
-            maps.iter().any(|m| {
-                m.exec && (m.start..m.end).contains(&addr) && resolve::is_file(m, l.spec.dev, l.spec.ino)
-            })
+            // By inode alone: a file that was replaced or deleted since is still mapped, and still patched.
+            maps.iter().any(|m| m.exec && (m.start..m.end).contains(&addr) && m.ino == l.spec.ino)
         };
         let mut gone = Dirty::new();
         for link in sessions.iter_mut().flat_map(|s| s.links.values_mut()) {
@@ -95,7 +94,11 @@ impl Sites {
             self.engine.forget_unmapped(&ranges);
         }
         gone.iter().for_each(|addr| self.semaphores.forget(*addr));
-        self.retired.extend(gone.iter().filter_map(|addr| self.lists.remove(addr)).map(|p| p.list));
+        for probe in gone.iter().filter_map(|addr| self.lists.remove(addr)) {
+            // The site is used again when something is mapped at this address once more.
+            probe.site.programs.store(std::ptr::null_mut(), Ordering::Release);
+            self.retired.push(probe.list);
+        }
     }
 
     /// Makes the probes at `dirty` what the links say now.
@@ -174,6 +177,12 @@ impl Sites {
     pub fn upgrade(&mut self) -> bool {
         self.collect_garbage();
         self.engine.upgrade() > 0 || !self.retired.is_empty() || self.calls.has_garbage()
+    }
+
+    /// Takes every probe out, for good.
+    pub fn abandon(self) {
+        drop(self.engine);
+        std::mem::forget((self.lists, self.retired));
     }
 
     /// Frees what no thread can be reading any more; keeps it for later when one does not come out in time.

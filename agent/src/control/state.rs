@@ -6,7 +6,9 @@ use crate::hook::Engine;
 use crate::resolve;
 use bpftime_shm::session::{dir, sock};
 use rustix::io::Errno;
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 /// Sessions and probes of this process.
 pub struct State {
@@ -18,6 +20,8 @@ pub struct State {
     /// Socket files of sessions that ended, and how often to look at them yet: the kernel may close a killed tool's
     /// connections before its listener.
     leftovers: Vec<(PathBuf, u8)>,
+    /// Sessions that did not answer, and when.
+    silent: HashMap<PathBuf, Instant>,
 }
 
 /// What stands in this process, for tests and listings.
@@ -32,7 +36,7 @@ pub struct Summary {
 impl State {
     /// No sessions yet.
     pub fn new(engine: Engine, dirs: Vec<PathBuf>) -> Self {
-        Self { sessions: Vec::new(), sites: Sites::new(engine), dirs, leftovers: Vec::new() }
+        Self { sessions: Vec::new(), sites: Sites::new(engine), dirs, leftovers: Vec::new(), silent: HashMap::new() }
     }
 
     /// What stands now.
@@ -45,12 +49,15 @@ impl State {
     pub fn discover(&mut self) {
         for dir in self.dirs.clone() {
             for path in dir::sockets(&dir) {
-                if self.sessions.iter().any(|s| s.path == path && s.sock.is_some()) {
+                let known = self.sessions.iter().any(|s| s.path == path && s.sock.is_some());
+                if known || self.silent.get(&path).is_some_and(|since| since.elapsed() < SILENCE) {
                     continue;
                 }
                 match Session::connect(path.clone()) {
                     Ok(fresh) => self.welcome(fresh),
-                    Err(_) => drop(remove_if_dead(&path)),
+                    Err(Errno::CONNREFUSED) => drop(std::fs::remove_file(&path)),
+                    // A tool that is stopped, or of another version: asked again after a while.
+                    Err(_) => drop(self.silent.insert(path, Instant::now())),
                 }
             }
         }
@@ -70,8 +77,8 @@ impl State {
 
     /// Reads a new connection up to its first `Sync`, at most a second: the caller may be a process's start.
     fn catch_up(&mut self, id: u64) {
-        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(1);
-        while std::time::Instant::now() < deadline {
+        let deadline = Instant::now() + Duration::from_secs(1);
+        while Instant::now() < deadline {
             match self.pump(id) {
                 Pumped::Acked | Pumped::Gone => return,
                 Pumped::Something => {}
@@ -166,7 +173,21 @@ impl State {
             *tries -= 1;
             *tries > 0 && !remove_if_dead(path)
         });
+        self.silent.retain(|path, _| path.exists());
         self.sites.upgrade() || !self.leftovers.is_empty()
+    }
+
+    /// Whether a session is to be asked again although nothing wakes us.
+    pub fn wants_retry(&self) -> bool {
+        !self.silent.is_empty()
+    }
+
+    /// The control thread cannot go on: no program runs any more, the text is restored, and what a thread may still be
+    /// reading stays where it is.
+    pub fn abandon(self) {
+        self.sessions.iter().for_each(disable_all);
+        self.sites.abandon();
+        std::mem::forget(self.sessions);
     }
 
     /// The tool is gone: take its probes out.
@@ -202,6 +223,9 @@ impl State {
         }
     }
 }
+
+/// How long a session that did not answer is left alone.
+const SILENCE: Duration = Duration::from_secs(2);
 
 /// How often the socket file of an ended session is looked at, every 20 ms.
 const LEFTOVER_TRIES: u8 = 50;

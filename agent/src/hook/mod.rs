@@ -51,7 +51,7 @@ mod thread;
 mod thunk;
 mod trap;
 
-pub use engine::Call;
+pub use engine::{Call, fits_a_line};
 pub use engine::{CannotHook, Detached, Engine, Form};
 pub use returns::{missed as missed_returns, real_return, slots_in_use};
 pub use site::{Site, Want};

@@ -5,7 +5,7 @@
 #![forbid(unsafe_code)]
 
 use crate::arch::flow;
-use crate::hook::Call;
+use crate::hook::{Call, fits_a_line};
 use iced_x86::{Code, FlowControl, Instruction, OpKind, Register};
 use std::collections::HashSet;
 use std::ops::Range;
@@ -110,7 +110,7 @@ fn window(before: &[Instruction], at: usize, targets: &HashSet<u64>) -> Option<C
         let alone = end == at && insn.len() >= JUMP;
         // More than one: the system call itself may be covered, but only just, so that the threads in it come back
         // to an instruction that is whole.
-        if alone || at + 2 - from >= JUMP {
+        if (alone || at + 2 - from >= JUMP) && fits_a_line(from) {
             return Some(Call { from, at });
         }
         end = from;

@@ -3,8 +3,8 @@
 //! # Rules
 //! - [`enter`] and [`exit`] run in the program, under the rules of `run`; everything else is the control thread's.
 //! - What is published is never changed, only replaced; the old goes when no thread can be reading it.
-//! - Instructions that can only be reached by an int3, and code that no file maps, are left alone: their calls are
-//!   not seen.
+//! - Instructions that a jump cannot replace without an int3 in a thread's way, functions without unwind information,
+//!   code that no file maps, and code where a probe stands, are left alone: their calls are not seen.
 //! - A call that the kernel restarts after a signal is one call here, and ends with what the program sees. The kernel
 //!   reports each attempt, the first ones ending with -ERESTARTSYS and its like.
 

@@ -31,8 +31,7 @@ fn event_ioctl(event: &Arc<PerfObject>, request: u64, arg: usize) -> Result<i64,
         perf::IOC_DISABLE => set_enabled(event, false),
         perf::IOC_SET_BPF => {
             let prog = object::prog(arg as u32)?;
-            let watch = event.liveness.lock().unwrap_or_else(PoisonError::into_inner).take();
-            set_program(event, &prog, 0, watch)
+            set_program(event, &prog, 0, None)
         }
         perf::IOC_ID => user::write_value(arg as u64, &event.id),
         perf::IOC_RESET | perf::IOC_REFRESH | perf::IOC_PERIOD | perf::IOC_SET_OUTPUT => Ok(()),
@@ -42,7 +41,7 @@ fn event_ioctl(event: &Arc<PerfObject>, request: u64, arg: usize) -> Result<i64,
     r.map(|()| 0)
 }
 
-/// Gives the event its program. `watch` is our end of what must stay open for it to run.
+/// Gives the event its program. `watch` is our end of what must stay open for it to run, the event itself if none.
 pub fn set_program(
     event: &Arc<PerfObject>,
     prog: &Arc<ProgObject>,
@@ -65,7 +64,9 @@ pub fn set_program(
     state.prog = Some(prog.clone());
     state.cookie = cookie;
     drop(state);
-    *event.liveness.lock().unwrap_or_else(PoisonError::into_inner) = watch;
+    if watch.is_some() {
+        *event.liveness.lock().unwrap_or_else(PoisonError::into_inner) = watch;
+    }
     apply(event)
 }
 

@@ -5,7 +5,7 @@ mod patch;
 mod prepare;
 mod syscall;
 
-pub use syscall::Call;
+pub use syscall::{Call, fits_a_line};
 
 use super::maps::Maps;
 use super::near::Near;

@@ -1,9 +1,10 @@
 //! Rewriting `syscall` instructions.
 //!
 //! Threads block signals around the very system calls that matter here (a thread that is born or dies, raise,
-//! posix_spawn), and an int3 would kill them. So the jump is written by one store wherever it replaces a single
-//! instruction, which is the rule: `mov $nr, %eax` in front of the `syscall`, which itself stays in place. It is
-//! taken back by one store always; what cannot be is left as a detour without effect.
+//! posix_spawn), and an int3 would kill them. So the jump is written, and taken back, by one store, and no int3 is
+//! ever where a thread goes. Where it replaces several instructions the inner boundaries read int3, for a thread
+//! that was suspended exactly there; nothing branches there. What cannot be taken back is left as a detour without
+//! effect.
 
 use super::patch::jump;
 use super::{Built, CannotHook, Engine, Entry, Form, INT3};
@@ -23,6 +24,11 @@ pub struct Call {
     pub at: usize,
 }
 
+/// Whether a jump at `from` lies in one cache line, so that one store can write it.
+pub fn fits_a_line(from: usize) -> bool {
+    from % 64 + JUMP <= 64
+}
+
 impl Engine {
     /// Code at `addr` as the program was built.
     pub fn code(&mut self, addr: usize, len: usize) -> Vec<u8> {
@@ -39,19 +45,19 @@ impl Engine {
         for call in calls {
             if self.calls.contains(&call.from) {
                 done.push(*call);
-            } else if let Ok(entry) = self.prepare_call(call) {
+            } else if fits_a_line(call.from)
+                && let Ok(entry) = self.prepare_call(call)
+            {
                 at_once.push((*call, entry));
             }
         }
-        let single = |e: &Entry| e.thunk.copies.len() == 1;
-        let writes: Vec<_> = at_once
-            .iter()
-            .filter(|(_, e)| single(e))
-            .map(|(c, e)| (c.from, jump(c.from, e.thunk.at)))
-            .collect();
+        let writes: Vec<_> = at_once.iter().map(|(c, e)| (c.from, jump(c.from, e.thunk.at))).collect();
+        for (call, e) in &at_once {
+            e.thunk.copies.iter().for_each(|(off, copy)| self.traps.set(call.from + off, *copy));
+        }
         let written = self.text.write_each_at_once(&writes);
-        for (call, mut entry) in at_once {
-            if written.contains(&call.from) || self.install_call(&mut entry).is_ok() {
+        for (call, entry) in at_once {
+            if written.contains(&call.from) {
                 self.entries.insert(call.from, entry);
                 self.calls.insert(call.from);
                 done.push(call);
@@ -176,17 +182,5 @@ impl Engine {
             displaced.iter().zip(starts).map(|(i, s)| (i.ip() as usize - call.from, at + s)).collect();
         made::remember(at, moved.code.len(), call.from, &copies);
         Ok(Built { at, landing: 0, copies })
-    }
-
-    /// By way of int3, as for a probe.
-    fn install_call(&mut self, e: &mut Entry) -> Result<(), CannotHook> {
-        let addr = e.addr();
-        if let Some(tid) = self.trap_blocker() {
-            return Err(CannotHook::TrapBlocked { addr, tid });
-        }
-        self.traps.set(addr, e.thunk.at);
-        self.put(addr, &[INT3])?;
-        self.fence_boundaries(e)?;
-        self.put_jump(e)
     }
 }
