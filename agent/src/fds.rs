@@ -11,8 +11,17 @@ use rustix::io::Errno;
 /// in a socket) and `keep`, whose new owners are returned in order.
 pub fn make_private(keep: &[BorrowedFd]) -> Result<Vec<OwnedFd>, Errno> {
     const CLONE_FILES: usize = 0x400;
-    // SAFETY: changes the descriptor table of this thread only.
-    let r = unsafe { sys::syscall(libc::SYS_unshare, [CLONE_FILES, 0, 0, 0, 0, 0]) };
+    const CLOSE_RANGE_UNSHARE: usize = 2;
+    // close_range first: container sandboxes refuse unshare(2). The range holds no descriptor.
+    // SAFETY: both change the descriptor table of this thread only.
+    let mut r = unsafe {
+        let none = u32::MAX as usize;
+        sys::syscall(libc::SYS_close_range, [none, none, CLOSE_RANGE_UNSHARE, 0, 0, 0])
+    };
+    if r != 0 {
+        // SAFETY: as above.
+        r = unsafe { sys::syscall(libc::SYS_unshare, [CLONE_FILES, 0, 0, 0, 0, 0]) };
+    }
     if r != 0 {
         return Err(Errno::from_raw_os_error(-r as i32));
     }

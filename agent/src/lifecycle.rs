@@ -105,6 +105,8 @@ extern "C" fn after_fork_parent() {
 }
 
 extern "C" fn after_fork_child() {
+    // Before any thread of ours is started: it would get a block, and lose it to `forked`.
+    crate::hook::forked();
     process::refresh();
     // SAFETY: as in the parent.
     unsafe { control::release_after_fork(true) };

@@ -19,7 +19,7 @@ macro_rules! real {
         $(
             /// The C library's function of this name.
             pub fn $name($($arg: $ty),*) -> $ret {
-                let f = slot::$name.load(Ordering::Relaxed);
+                let f = look_up(&slot::$name, concat!(stringify!($name), "\0"));
                 if f.is_null() {
                     return missing();
                 }
@@ -48,6 +48,17 @@ real! {
     geteuid: fn() -> libc::uid_t;
     setrlimit: fn(resource: c_int, limit: *const libc::rlimit) -> c_int;
     prlimit: fn(pid: libc::pid_t, resource: c_int, new: *const libc::rlimit, old: *mut libc::rlimit) -> c_int;
+}
+
+/// The function in `slot`. Other libraries' constructors may run, and call us, before ours does.
+fn look_up(slot: &AtomicPtr<c_void>, name: &str) -> *mut c_void {
+    let known = slot.load(Ordering::Relaxed);
+    if !known.is_null() {
+        return known;
+    }
+    let found = next(name);
+    slot.store(found, Ordering::Relaxed);
+    found
 }
 
 fn next(name: &str) -> *mut c_void {

@@ -38,6 +38,19 @@ fn assert_as_kernel(mode: &str) {
 }
 
 #[test]
+fn a_program_that_is_no_tool_is_as_without_the_library() {
+    // Libraries whose constructors open files run them before ours: libselinux here.
+    let s = Scratch::new();
+    let run = |mut cmd: std::process::Command| {
+        cmd.args(["-ld", "/", "/etc/passwd"]);
+        Running::start(cmd).finish(LIMIT)
+    };
+    let (with, without) = (run(s.tool("ls")), run(s.command("ls")));
+    assert!(with.status.success(), "{with:?}");
+    assert_eq!((with.stdout, with.stderr), (without.stdout, without.stderr));
+}
+
+#[test]
 fn malformed_attributes_get_the_kernels_errno() {
     assert_as_kernel("attr");
 }

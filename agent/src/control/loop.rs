@@ -9,7 +9,9 @@ use rustix::event::{PollFd, PollFlags};
 use rustix::fd::OwnedFd;
 use rustix::fs::inotify;
 use rustix::thread::futex;
+use rustix::time::Timespec;
 use std::cell::UnsafeCell;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Mutex, MutexGuard};
@@ -39,7 +41,14 @@ pub fn run(dirs: Vec<PathBuf>, engine: impl FnOnce() -> Option<Engine>) {
     std::mem::forget(Mute::new());
     if fds::make_private(&[]).is_ok() && prepare(dirs, engine) {
         THREAD.store(tid, Ordering::Release);
-        serve();
+        if catch_unwind(serve).is_err()
+            && let Some(state) = lock().take()
+        {
+            // A bug of ours: take the probes out and go quiet.
+            let _ = catch_unwind(AssertUnwindSafe(|| state.abandon()));
+        }
+        STARTED.store(false, Ordering::Release);
+        THREAD.store(0, Ordering::Release);
     }
     finish(u32::MAX);
 }
@@ -70,7 +79,7 @@ fn serve() {
     let mut watch = Watch::new();
     loop {
         let asked = ASKED.load(Ordering::Acquire);
-        let soon;
+        let nap;
         {
             let mut guard = lock();
             let Some(state) = guard.as_mut() else { return };
@@ -81,17 +90,21 @@ fn serve() {
             state.discover();
             state.pump_all();
             STARTED.store(true, Ordering::Release);
-            soon = state.finish();
+            nap = match (state.finish(), state.wants_retry()) {
+                (true, _) => Some(Timespec { tv_sec: 0, tv_nsec: 20_000_000 }),
+                (false, true) => Some(Timespec { tv_sec: 1, tv_nsec: 0 }),
+                (false, false) => None,
+            };
         }
         finish(asked);
-        sleep(&wake, &watch, soon);
+        sleep(&wake, &watch, nap);
         drain(&wake);
         watch.drain();
     }
 }
 
-/// Waits until a session speaks, the directory changes, or somebody asks; `soon` when patches wait to be finished.
-fn sleep(wake: &OwnedFd, watch: &Watch, soon: bool) {
+/// Waits until a session speaks, the directory changes, or somebody asks; at most `nap`.
+fn sleep(wake: &OwnedFd, watch: &Watch, nap: Option<Timespec>) {
     // The sockets are dup'ed out of the state so that the lock is free while this thread sleeps.
     let socks: Vec<OwnedFd> = {
         let guard = lock();
@@ -103,8 +116,7 @@ fn sleep(wake: &OwnedFd, watch: &Watch, soon: bool) {
     if let Some(fd) = &watch.fd {
         fds.push(PollFd::new(fd, PollFlags::IN));
     }
-    let timeout =
-        if soon { Some(rustix::time::Timespec { tv_sec: 0, tv_nsec: 20_000_000 }) } else { watch.timeout() };
+    let timeout = nap.or_else(|| watch.timeout());
     let _ = rustix::event::poll(&mut fds, timeout.as_ref());
 }
 
@@ -156,9 +168,9 @@ impl Watch {
     }
 
     /// Without inotify (out of watches) the directories are looked at every second.
-    fn timeout(&self) -> Option<rustix::time::Timespec> {
+    fn timeout(&self) -> Option<Timespec> {
         let blind = self.fd.is_none() || self.watched.is_empty();
-        blind.then_some(rustix::time::Timespec { tv_sec: 1, tv_nsec: 0 })
+        blind.then_some(Timespec { tv_sec: 1, tv_nsec: 0 })
     }
 
     fn drain(&self) {
@@ -204,8 +216,7 @@ fn wait_done(seq: u32, limit: Duration) {
         if left.is_zero() {
             return;
         }
-        let ts =
-            rustix::time::Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos() as i64 };
+        let ts = Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos() as i64 };
         let _ = futex::wait(&DONE, futex::Flags::PRIVATE, done, Some(&ts));
     }
 }

@@ -41,7 +41,8 @@ impl Semaphores {
 }
 
 fn address(maps: &[Mapping], (dev, ino, offset): (u64, u64, u64)) -> Option<usize> {
-    let holds = |m: &&Mapping| m.writable && m.offset <= offset && offset + 2 - m.offset <= (m.end - m.start) as u64;
+    let holds =
+        |m: &&Mapping| m.writable && m.offset <= offset && offset - m.offset <= (m.end - m.start) as u64 - 2;
     let m = maps.iter().filter(holds).find(|m| is_file(m, dev, ino))?;
     Some(m.start + (offset - m.offset) as usize)
 }

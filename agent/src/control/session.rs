@@ -67,7 +67,6 @@ impl Session {
         if uid != rustix::process::getuid().as_raw() && uid != 0 {
             return Err(Errno::PERM);
         }
-        sock::set_timeout(&sock, std::time::Duration::from_secs(2))?;
         let hello = Message::Hello { version: bpftime_shm::session::wire::VERSION };
         sock::send(sock.as_fd(), &hello.encode(), &[])?;
         let msg = sock::recv(sock.as_fd(), false)?;
@@ -156,8 +155,10 @@ impl Session {
         }
         let maps: Option<Vec<_>> = spec.maps.iter().map(|m| self.maps.get(m).cloned()).collect();
         let bytes = bpftime_shm::session::sealed::read(fd.as_fd())?;
-        let program = Program::link(&bytes, maps.ok_or(Errno::PROTO)?).map_err(|_| Errno::NOEXEC)?;
-        self.programs.insert(spec.prog, Arc::new(program));
+        // A process without executable memory (SELinux execmem, PR_SET_MDWE) goes on without the program.
+        if let Ok(program) = Program::link(&bytes, maps.ok_or(Errno::PROTO)?) {
+            self.programs.insert(spec.prog, Arc::new(program));
+        }
         Ok(())
     }
 

@@ -36,7 +36,13 @@ pub struct Summary {
 impl State {
     /// No sessions yet.
     pub fn new(engine: Engine, dirs: Vec<PathBuf>) -> Self {
-        Self { sessions: Vec::new(), sites: Sites::new(engine), dirs, leftovers: Vec::new(), silent: HashMap::new() }
+        Self {
+            sessions: Vec::new(),
+            sites: Sites::new(engine),
+            dirs,
+            leftovers: Vec::new(),
+            silent: HashMap::new(),
+        }
     }
 
     /// What stands now.

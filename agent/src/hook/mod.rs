@@ -86,6 +86,11 @@ pub struct Callbacks {
 pub const RETURNS_TWICE: &[&str] =
     &["vfork", "__vfork", "setjmp", "_setjmp", "__sigsetjmp", "sigsetjmp", "getcontext", "savectx"];
 
+/// The child side of fork, before a thread of ours is started in it.
+pub fn forked() {
+    thread::forked();
+}
+
 /// Whether the calling thread is one of our own.
 pub fn is_muted() -> bool {
     ThreadBlock::existing().is_some_and(|b| b.mute.load(Relaxed) != 0)

@@ -212,7 +212,14 @@ fn fresh(pid: i32, me: i32) -> Option<&'static ThreadBlock> {
 }
 
 /// In the child of a fork, in its only thread: its block gets its new id, the others' owners are gone.
+///
+/// Runs once per child, by whichever fork handler comes first.
 pub(super) extern "C" fn forked() {
+    static SEEN: AtomicI32 = AtomicI32::new(0);
+    let child = sys::getpid();
+    if SEEN.swap(child, AcqRel) == child {
+        return;
+    }
     let mine = tls::get() as *const ThreadBlock;
     let (pid, me) = (sys::getpid(), sys::gettid());
     for b in all() {

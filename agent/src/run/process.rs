@@ -68,9 +68,11 @@ fn fresh_tid(block: &ThreadBlock, pid: u32) -> u32 {
     tid
 }
 
-/// Whether a thread of this process still exists.
+/// Whether a thread, of this process or of one it was forked from or forked, still exists.
 pub fn thread_alive(tid: u32) -> bool {
-    sys::thread_exists(pid() as i32, tid as i32)
+    // By id alone: after fork, parent and child share an index until the child has its own.
+    // SAFETY: signal 0 only checks.
+    unsafe { sys::syscall(libc::SYS_kill, [tid as usize, 0, 0, 0, 0, 0]) != -(libc::ESRCH as isize) }
 }
 
 /// The CPU this thread runs on: restartable-sequence area where glibc registered one, else the segment limit that the

@@ -60,12 +60,17 @@ pub fn present(dir: &Path) -> Vec<i32> {
     names.filter_map(|n| n.strip_prefix(prefix.as_str())?.parse().ok()).collect()
 }
 
-/// A connection to the session at `path`. `ECONNREFUSED` means that its tool is gone.
+/// A connection to the session at `path`, with a timeout of 250 ms. `ECONNREFUSED` means that its tool is gone.
 pub fn connect(path: &Path) -> Result<OwnedFd, Errno> {
     let sock = new_socket()?;
+    // A tool that is stopped does not accept: its backlog fills, and connecting would block.
+    set_timeout(&sock, CONNECT_LIMIT)?;
     net::connect(&sock, &SocketAddrUnix::new(path)?)?;
     Ok(sock)
 }
+
+/// How long connecting, and the first answer, may take.
+const CONNECT_LIMIT: std::time::Duration = std::time::Duration::from_millis(250);
 
 /// The next connection of a listening socket.
 pub fn accept(listener: BorrowedFd) -> Result<OwnedFd, Errno> {

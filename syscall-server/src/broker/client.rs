@@ -6,7 +6,7 @@ use bpftime_agent::run::enter::Session as RunSession;
 use bpftime_shm::session::page::Page;
 use bpftime_shm::session::wire::{LinkSpec, Message};
 use bpftime_shm::session::{dir, sock};
-use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
+use rustix::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use std::collections::HashSet;
@@ -112,6 +112,7 @@ fn random_id() -> u64 {
 /// over the channel.
 fn spawn(id: u64, page: Page, page_fd: OwnedFd, channel: OwnedFd, path: PathBuf) -> Result<(), Errno> {
     let raw_channel = channel.as_fd().try_clone_to_owned().map_err(|_| Errno::MFILE)?;
+    let numbers = [raw_channel.as_raw_fd(), page_fd.as_raw_fd()];
     let (ready_tx, ready_rx) = std::sync::mpsc::channel();
     let body = move || {
         std::mem::forget(bpftime_agent::hook::Mute::new());
@@ -133,7 +134,13 @@ fn spawn(id: u64, page: Page, page_fd: OwnedFd, channel: OwnedFd, path: PathBuf)
         }
     };
     bpftime_agent::lifecycle::spawn_quiet("bpftime-broker", body).map_err(|_| Errno::AGAIN)?;
-    ready_rx.recv().unwrap_or(Err(Errno::AGAIN))
+    ready_rx.recv().unwrap_or(Err(Errno::AGAIN))?;
+    // The broker has its own copies in its own table now; ours would keep its channel from ever hanging up.
+    for n in numbers {
+        // SAFETY: the broker's thread forgot these two, so nobody else owns them in this table.
+        drop(unsafe { OwnedFd::from_raw_fd(n) });
+    }
+    Ok(())
 }
 
 impl Client {
@@ -192,8 +199,10 @@ pub fn attach(spec: LinkSpec, prog: &ProgObject, watch: Option<OwnedFd>) -> Resu
     let mut known = ANNOUNCED.lock().unwrap_or_else(PoisonError::into_inner);
     client.announce_prog(known.get_or_insert_default(), prog)?;
     client.send(&Message::Link(spec), watch.as_ref().map(AsFd::as_fd))?;
+    // Held until the broker has read the link: what it needs must not be dropped in between.
+    let done = client.sync();
     drop(known);
-    client.sync()
+    done
 }
 
 /// The tool is a process like any other: functions it calls itself are traced too.

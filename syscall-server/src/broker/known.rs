@@ -96,7 +96,7 @@ impl Known {
             pid: std::process::id() as i32,
             command: std::fs::read("/proc/self/cmdline").unwrap_or_default(),
             progs: self.progs.values().map(|(p, _)| p.clone()).collect(),
-            links: self.links.values().map(|l| l.spec.clone()).collect(),
+            links: self.links.values().take(LISTED_LINKS).map(|l| listed(&l.spec)).collect(),
             maps: self.maps.values().map(|(_, row)| row.clone()).collect(),
             agents,
         }
@@ -110,6 +110,15 @@ impl Known {
             }
         }
     }
+}
+
+/// Links in a listing: it must fit into one packet.
+const LISTED_LINKS: usize = 400;
+
+/// A link as listed: with its first point only, and a path of bounded length.
+fn listed(spec: &LinkSpec) -> LinkSpec {
+    let path = spec.path.iter().take(160).copied().collect();
+    LinkSpec { path, points: spec.points.iter().take(1).cloned().collect(), ..spec.clone() }
 }
 
 fn row(map: u32, def: &bpftime_shm::MapDef) -> MapRow {

@@ -200,6 +200,7 @@ impl Broker {
             Message::Sync { seq } => {
                 let ready = self.hung_links();
                 self.reap_links(&ready);
+                self.collect();
                 self.synchronise();
                 let ack = Message::Ack { seq, sites: self.agents.iter().map(|a| a.sites).sum(), refused: 0 };
                 sock::send(self.tool.as_fd(), &ack.encode(), &[])
@@ -237,7 +238,8 @@ impl Broker {
                 lost.push(i);
             }
         }
-        lost.into_iter().rev().for_each(|i| self.lose(i));
+        // Not known to be dead, only deaf (stopped): what it holds stays its own.
+        lost.into_iter().rev().for_each(|i| drop(self.agents.remove(i)));
     }
 
     /// Accepts the agents that were there before the session. One that does not come (stopped, or gone since) is

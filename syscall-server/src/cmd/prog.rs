@@ -29,7 +29,8 @@ pub fn load(attr: &Attr) -> Result<i64, Errno> {
     let buffer = LogBuffer::new(&a)?;
     let mut log = verify::Log::new(buffer.level);
     let mut maps = UsedMaps { fd_array: a.fd_array, list: Vec::new(), failed: None };
-    let built = super::verify::accept(&insns, &mut maps, &a, gpl, &mut log).and_then(|p| compile(&p, &mut log));
+    let built =
+        super::verify::accept(&insns, &mut maps, &a, gpl, &mut log).and_then(|p| compile(&p, &mut log));
     let stored = buffer.store(log.text());
     // The verdict comes before the state of the log buffer, as in the kernel.
     let image = built?;

@@ -1,5 +1,6 @@
 //! perf_event_open(2) and the ioctls of perf events.
 
+mod golang;
 pub mod mmap;
 mod open;
 mod timer;

@@ -107,6 +107,10 @@ fn uprobe(a: &PerfEventAttr) -> Result<PerfKind, Errno> {
     if a.config2 as i64 >= st.st_size || (a.config2 as i64) < 0 {
         return Err(Errno::INVAL);
     }
+    if a.config & 1 != 0 && super::golang::is_go(&path) {
+        tracing::error!(path = %String::from_utf8_lossy(&path), "return probes on Go programs are refused: their stacks move");
+        return Err(Errno::OPNOTSUPP);
+    }
     Ok(PerfKind::Uprobe {
         path,
         file: (st.st_dev, st.st_ino),
