@@ -10,7 +10,7 @@ use crate::object::{Events, MapObject, PerfObject};
 use bpftime_agent::run::enter::Session as RunSession;
 use rustix::fd::AsFd;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError, Weak};
 use std::time::Duration;
 
 /// A ring with a waiting side.
@@ -29,9 +29,21 @@ pub fn register(ring: Ring) {
     RINGS.lock().unwrap_or_else(PoisonError::into_inner).push(ring);
 }
 
+/// The rings. In a forked child the lock may be held for ever by a thread that only its parent has.
+fn rings() -> Option<MutexGuard<'static, Vec<Ring>>> {
+    if crate::broker::is_ours() {
+        return Some(RINGS.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+    match RINGS.try_lock() {
+        Ok(rings) => Some(rings),
+        Err(TryLockError::Poisoned(p)) => Some(p.into_inner()),
+        Err(TryLockError::WouldBlock) => None,
+    }
+}
+
 /// Calls `f` for every live ring: its events, how to arm it, whether it has data.
 fn each(f: impl Fn(&Events, &dyn Fn() -> bool, &dyn Fn())) {
-    let mut rings = RINGS.lock().unwrap_or_else(PoisonError::into_inner);
+    let Some(mut rings) = rings() else { return };
     rings.retain(|ring| match ring {
         Ring::Map(w) => w.upgrade().is_some_and(|m| {
             if let (Some(events), Some(ring)) = (&m.events, m.handle.map.ringbuf()) {

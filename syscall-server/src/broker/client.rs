@@ -89,6 +89,7 @@ fn start() -> Result<Client, Errno> {
     let channel = crate::fds::hidden(&pair.0)?;
     spawn(id, broker_page, page_fd, pair.1, path.clone())?;
     let shared = RunSession { page, owner: AtomicU32::new(super::TOOL_OWNER.into()) };
+    OWNER.store(std::process::id(), Ordering::Relaxed);
     let mut client = Client { pid: std::process::id(), channel, seq: 0, path, shared: Arc::new(shared) };
     client.sync()?;
     crate::wait::start_waker(client.shared.clone());
@@ -238,8 +239,20 @@ pub fn perf_slot(map: &MapObject, index: u32, event: Option<&PerfObject>) -> Res
     Ok(())
 }
 
-/// After a close: detachments it caused are in force when this returns.
+/// The process that started the session; a forked child is another.
+static OWNER: AtomicU32 = AtomicU32::new(0);
+
+/// Whether the session is this process's own.
+pub fn is_ours() -> bool {
+    OWNER.load(Ordering::Relaxed) == std::process::id()
+}
+
+/// After a close: detachments it caused are in force when this returns. A forked child that closes its copies detaches
+/// nothing, and the lock may be held by a thread that only its parent has.
 pub fn settle() {
+    if !is_ours() {
+        return;
+    }
     let Ok(mut guard) = CLIENT.lock() else { return };
     if let Some(client) = guard.as_mut().filter(|c| c.pid == std::process::id()) {
         let _ = client.sync();
