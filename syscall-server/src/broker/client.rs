@@ -75,7 +75,8 @@ fn start() -> Result<Client, Errno> {
     if !bpftime_agent::lifecycle::prepare() {
         return Err(Errno::NOMEM);
     }
-    let cpus = online_cpus();
+    // CPU slots stand for CPUs a tool opens buffers on.
+    let cpus = crate::cmd::map::online_cpus();
     let (page_fd, page) = Page::create(cpus)?;
     let broker_page = Page::open(&page_fd)?;
     let dir = dir::own().map_err(|e| {
@@ -94,13 +95,6 @@ fn start() -> Result<Client, Errno> {
     client.sync()?;
     crate::wait::start_waker(client.shared.clone());
     Ok(client)
-}
-
-/// CPU slots stand for CPUs a tool opens buffers on, which are the online ones.
-fn online_cpus() -> u32 {
-    let text = std::fs::read_to_string("/sys/devices/system/cpu/online").unwrap_or_default();
-    let last = text.trim().rsplit([',', '-']).next().and_then(|n| n.parse::<u32>().ok());
-    last.map_or(1, |n| n + 1)
 }
 
 fn random_id() -> u64 {

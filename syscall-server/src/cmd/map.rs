@@ -15,11 +15,19 @@ use std::sync::{Arc, Mutex, PoisonError};
 /// CPUs in per-CPU values.
 pub fn possible_cpus() -> u32 {
     static CPUS: std::sync::OnceLock<u32> = std::sync::OnceLock::new();
-    *CPUS.get_or_init(|| {
-        let text = std::fs::read_to_string("/sys/devices/system/cpu/possible").unwrap_or_default();
-        let last = text.trim().rsplit([',', '-']).next().and_then(|n| n.parse::<u32>().ok());
-        last.map_or(1, |n| n + 1)
-    })
+    *CPUS.get_or_init(|| cpus_in("possible"))
+}
+
+/// CPUs that a tool opens buffers on.
+pub fn online_cpus() -> u32 {
+    cpus_in("online")
+}
+
+/// One more than the highest CPU in a list of `/sys/devices/system/cpu`, such as `0-3,8`; 1 when it cannot be read.
+fn cpus_in(list: &str) -> u32 {
+    let text = std::fs::read_to_string(format!("/sys/devices/system/cpu/{list}")).unwrap_or_default();
+    let last = text.trim().rsplit([',', '-']).next().and_then(|n| n.parse::<u32>().ok());
+    last.map_or(1, |n| n + 1)
 }
 
 /// BPF_MAP_CREATE.
