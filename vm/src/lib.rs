@@ -29,6 +29,8 @@ pub mod interp;
 pub mod isa;
 #[cfg(feature = "jit")]
 pub mod jit;
+#[cfg(feature = "jit")]
+mod opt;
 mod program;
 pub mod verify;
 

@@ -131,17 +131,12 @@ fn run_entry(entry: &Entry, who: &Who, ctx: u64, regs: &PtRegs, func_ip: u64, at
         return;
     };
     let mut run = Run {
-        header: RunHeader { fuel: FUEL },
+        header: header(who.pid, who.tid, cpu, entry.cookie, func_ip),
         regs,
         page: &session.page,
         owner,
-        cpu,
-        tid: who.tid,
-        pid: who.pid,
         reads: Reads::Unknown,
         program: &*entry.program,
-        cookie: entry.cookie,
-        func_ip,
         at_entry,
     };
     let faulted = call_guarded(who.block, entry.func, ctx, &mut run);
@@ -149,6 +144,13 @@ fn run_entry(entry: &Entry, who: &Who, ctx: u64, regs: &PtRegs, func_ip: u64, at
     if faulted || run.header.fuel < 0 {
         abandoned(entry);
     }
+}
+
+/// What compiled code reads by itself. `func_ip` is the probed instruction, or the function for a return probe.
+#[inline]
+fn header(pid: u32, tid: u32, cpu: u32, cookie: u64, func_ip: u64) -> RunHeader {
+    let pid_tgid = u64::from(pid) << 32 | u64::from(tid);
+    RunHeader { fuel: FUEL, pid_tgid, cookie, func_ip, cpu, reserved: 0 }
 }
 
 /// Calls the program; true when a fault in its code ended it.
@@ -190,17 +192,12 @@ pub fn run_here(
     let owner = OwnerWord::new(session.owner.load(Ordering::Relaxed), tid);
     let cpu = session.page.acquire(process::current_cpu(), owner, process::thread_alive)?;
     let mut run = Run {
-        header: RunHeader { fuel: FUEL },
+        header: header(pid, tid, cpu, cookie, 0),
         regs: std::ptr::null(),
         page: &session.page,
         owner,
-        cpu,
-        tid,
-        pid,
         reads: Reads::Unknown,
         program,
-        cookie,
-        func_ip: 0,
         at_entry: false,
     };
     let mut recover = Recover::new();

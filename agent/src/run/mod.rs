@@ -23,7 +23,7 @@ pub const FUEL: i64 = 1 << 24;
 /// One run of a program: the hidden last argument of every compiled function and helper.
 #[repr(C)]
 pub struct Run {
-    /// Fuel; read and written by compiled code, therefore first.
+    /// What compiled code reads by itself: fuel, ids, cookie, function, CPU slot. Therefore first.
     pub header: RunHeader,
     /// The process's registers at the probe; null for a program that the tool runs itself.
     pub regs: *const PtRegs,
@@ -31,22 +31,26 @@ pub struct Run {
     pub page: *const Page,
     /// This thread, for locks in shared memory.
     pub owner: OwnerWord,
-    /// The CPU slot this run owns.
-    pub cpu: u32,
-    /// The kernel's id of this thread, and of its process.
-    pub tid: u32,
-    /// See `tid`.
-    pub pid: u32,
     /// Whether user memory may be read by a guarded load; asked once per run.
     pub reads: Reads,
     /// The running program, for the maps it names.
     pub program: *const image::Program,
-    /// The cookie of the link.
-    pub cookie: u64,
-    /// Address of the probed instruction, or of the function for a return probe.
-    pub func_ip: u64,
     /// Whether `regs` are those at the first instruction of a function that has no frame yet.
     pub at_entry: bool,
+}
+
+impl Run {
+    /// The CPU slot this run owns.
+    #[inline]
+    pub fn cpu(&self) -> u32 {
+        self.header.cpu
+    }
+
+    /// The kernel's id of this thread.
+    #[inline]
+    pub fn tid(&self) -> u32 {
+        self.header.pid_tgid as u32
+    }
 }
 
 /// How this run may read memory that might not be there.

@@ -117,7 +117,7 @@ fn interpret(program: &Program, args: [u64; 5]) -> Result<u64, Box<dyn Error>> {
 fn execute(program: &Program, [r1, r2, r3, r4, r5]: [u64; 5]) -> Result<u64, Box<dyn Error>> {
     let image = compile(program, &Options { cpu: CpuFeatures::BASELINE })?;
     let code = Code::link(image.borrow(), &Suite)?;
-    let mut run = RunHeader { fuel: FUEL };
+    let mut run = RunHeader::with_fuel(FUEL);
     // SAFETY: `code` lives over the call; the suite's programs are trusted to stay inside of their memory.
     let r0 = unsafe { code.entry()(r1, r2, r3, r4, r5, &mut run) };
     if run.fuel < 0 { Err("out of fuel".into()) } else { Ok(r0) }

@@ -1,8 +1,8 @@
 //! Puts images together, and owns their bytes.
 
 use super::{
-    ARCH_X86_64, CpuFeatures, Fault, Header, ImageError, ImageRef, LinkError, MAGIC, RawFault, RawReloc,
-    Reloc, Resolve, Symbol, VERSION,
+    ARCH_X86_64, CpuFeatures, Fault, Header, ImageError, ImageRef, LinkError, MAGIC, Needs, RawFault,
+    RawReloc, Reloc, Resolve, Symbol, VERSION,
 };
 use zerocopy::IntoBytes;
 
@@ -21,6 +21,8 @@ pub struct Parts {
     pub hash: u64,
     /// Offset of the first function.
     pub entry: u32,
+    /// What the code needs from its caller.
+    pub needs: Needs,
     /// In any order.
     pub relocs: Vec<Reloc>,
     /// In any order.
@@ -46,6 +48,9 @@ impl Image {
             // Disjoint places in fewer than 2^32 bytes of code.
             relocs: (parts.relocs.len() as u32).into(),
             faults: (parts.faults.len() as u32).into(),
+            ctx_words: parts.needs.ctx_words.into(),
+            needs: parts.needs.bits().into(),
+            zero: 0.into(),
         };
         let mut bytes = header.as_bytes().to_vec();
         for reloc in &parts.relocs {

@@ -8,19 +8,23 @@
 //!   0  magic "BPFTIMG\0"         36  entry offset       u32
 //!   8  version       u32         40  relocation count   u32
 //!  12  architecture  u32         44  fault entry count  u32
-//!  16  CPU features  u64         48  relocations   24 bytes each, ascending, disjoint
+//!  16  CPU features  u64         64  relocations   24 bytes each, ascending, disjoint
 //!  24  bytecode hash u64         ..  fault entries  8 bytes each, ascending
 //!  32  code length   u32         ..  code, up to the end
 //! ```
+//! The relocations begin at 64: 48 is the set of context words that are read (u64), 56 what else the code
+//! needs from its caller (u32), 60 zero (u32); see [`Needs`].
 #![forbid(unsafe_code)]
 
 mod build;
 mod cpu;
 mod link;
+mod needs;
 
 pub use build::{Image, Parts};
 pub use cpu::CpuFeatures;
 pub use link::{LinkError, Resolve};
+pub use needs::Needs;
 
 use crate::isa::MapIdx;
 use thiserror::Error;
@@ -29,7 +33,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned, little_e
 const MAGIC: [u8; 8] = *b"BPFTIMG\0";
 
 /// Bumped whenever the layout below, the calling convention or the meaning of a relocation changes.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// ELF's machine number of x86-64.
 const ARCH_X86_64: u32 = 62;
@@ -49,6 +53,9 @@ struct Header {
     entry: le::U32,
     relocs: le::U32,
     faults: le::U32,
+    ctx_words: le::U64,
+    needs: le::U32,
+    zero: le::U32,
 }
 
 #[repr(C)]
@@ -70,7 +77,7 @@ struct RawFault {
 }
 
 const HEADER: usize = size_of::<Header>();
-const _: () = assert!(HEADER == 48 && size_of::<RawReloc>() == 24 && size_of::<RawFault>() == 8);
+const _: () = assert!(HEADER == 64 && size_of::<RawReloc>() == 24 && size_of::<RawFault>() == 8);
 
 /// What an eight-byte constant in the code is replaced with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -121,6 +128,8 @@ pub enum ImageError {
     Arch { got: u32 },
     #[error("image needs unknown CPU features ({got:#x})")]
     Cpu { got: u64 },
+    #[error("image needs unknown things of its caller ({got:#x})")]
+    Needs { got: u32 },
     #[error("image has {got} bytes of code, at most {MAX_CODE} are allowed")]
     CodeLength { got: u32 },
     #[error("{what} {at} lies outside of the code or out of order")]
@@ -213,6 +222,12 @@ impl<'a> ImageRef<'a> {
         CpuFeatures::from_bits(self.header.cpu.get()).unwrap_or_default()
     }
 
+    /// What the code needs from whoever calls it.
+    pub fn needs(&self) -> Needs {
+        // Unknown bits were refused by `parse`.
+        Needs::from_raw(self.header.ctx_words.get(), self.header.needs.get()).unwrap_or_default()
+    }
+
     /// The constants to patch, by offset.
     pub fn relocs(&self) -> impl Iterator<Item = Reloc> + use<'a> {
         // Undecodable ones were refused by `parse`.
@@ -250,6 +265,9 @@ fn check_header(header: &Header) -> Result<(), ImageError> {
         _ if header.arch.get() != ARCH_X86_64 => Err(ImageError::Arch { got: header.arch.get() }),
         _ if CpuFeatures::from_bits(header.cpu.get()).is_none() => {
             Err(ImageError::Cpu { got: header.cpu.get() })
+        }
+        _ if Needs::from_raw(0, header.needs.get()).is_none() || header.zero.get() != 0 => {
+            Err(ImageError::Needs { got: header.needs.get() })
         }
         _ if code_len > MAX_CODE => Err(ImageError::CodeLength { got: code_len }),
         _ if header.entry.get() >= code_len => {

@@ -4,6 +4,7 @@
 use super::{CompileError, Options, Space};
 use crate::image::{Image, Parts, Reloc, Symbol};
 use crate::isa::MapIdx;
+use crate::opt::needs;
 use crate::program::Program;
 use cranelift_codegen::binemit::Reloc as Kind;
 use cranelift_codegen::entity::PrimaryMap;
@@ -38,7 +39,8 @@ pub(super) struct Layout<'a> {
 
 impl Layout<'_> {
     pub(super) fn new<'a>(program: &'a Program, options: &Options) -> Layout<'a> {
-        let parts = Parts { cpu: options.cpu, hash: program.hash(), ..Parts::default() };
+        let needs = needs::of(program);
+        let parts = Parts { cpu: options.cpu, hash: program.hash(), needs, ..Parts::default() };
         Layout { program, parts, starts: vec![None; program.funcs().len()], internal: vec![] }
     }
 
@@ -48,6 +50,11 @@ impl Layout<'_> {
         image.resize(image.len().next_multiple_of(align.max(ALIGN) as usize), PADDING);
         self.starts[func] = Some(image.len() as u32);
         image.extend_from_slice(code);
+    }
+
+    /// Some function writes vector registers.
+    pub(super) fn uses_vectors(&mut self) {
+        self.parts.needs.vector = true;
     }
 
     /// Takes over one relocation of a function placed before.

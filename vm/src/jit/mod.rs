@@ -115,6 +115,9 @@ fn emit(
     layout: &mut Layout<'_>,
     index: usize,
 ) -> Result<(), CompileError> {
+    if uses_vectors(&context.func) {
+        layout.uses_vectors();
+    }
     let compiled = context.compile(isa, &mut ControlPlane::default());
     let code =
         compiled.map_err(|e| CompileError::Codegen { insn: func.start, error: e.inner.to_string() })?;
@@ -126,6 +129,14 @@ fn emit(
         layout.relocate(index, reloc, context.func.params.user_named_funcs())?;
     }
     Ok(())
+}
+
+/// Code for integers stays in the general registers.
+fn uses_vectors(func: &Function) -> bool {
+    func.dfg.values().any(|value| {
+        let ty = func.dfg.value_type(value);
+        ty.is_vector() || ty.is_float()
+    })
 }
 
 /// Shared settings: fast code, absolute addresses, no unwind tables (nothing unwinds through a program).

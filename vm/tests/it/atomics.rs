@@ -121,7 +121,7 @@ fn adds_of_many_threads_are_not_lost() {
     std::thread::scope(|scope| {
         for _ in 0..4 {
             scope.spawn(|| {
-                let mut run = RunHeader { fuel: 10_000 };
+                let mut run = RunHeader::with_fuel(10_000);
                 let addr = cells.as_ptr().expose_provenance() as u64;
                 // SAFETY: two shared atomics; the program touches nothing else.
                 unsafe { code.entry()(addr, 0, 0, 0, 0, &mut run) };

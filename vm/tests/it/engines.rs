@@ -207,7 +207,7 @@ impl Engines {
             unsafe { interp::run(program, args, world, fuel as u64) }.ok()
         });
         let compiled = self.outcome(memory, |_, _, code, [r1, r2, r3, r4, r5]| {
-            let mut run = RunHeader { fuel };
+            let mut run = RunHeader::with_fuel(fuel);
             // SAFETY: as above; `code` outlives the call.
             let r0 = unsafe { code.entry()(r1, r2, r3, r4, r5, &mut run) };
             assert!(run.fuel >= 0 || r0 == 0, "a run cut short returns 0");

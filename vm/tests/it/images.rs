@@ -1,7 +1,9 @@
 //! Images travel through files and memfds: whatever bytes arrive, parsing and linking end in an answer.
 
 use super::engines::Engines;
-use bpftime_vm::image::{Fault, Image, ImageError, ImageRef, LinkError, Parts, Reloc, Resolve, Symbol};
+use bpftime_vm::image::{
+    Fault, Image, ImageError, ImageRef, LinkError, Needs, Parts, Reloc, Resolve, Symbol,
+};
 use bpftime_vm::{CpuFeatures, MapIdx, compile};
 use proptest::prelude::*;
 
@@ -28,7 +30,9 @@ fn sample() -> Image {
         reloc(16, Symbol::Helper(5), 0),
     ];
     let faults = vec![Fault { offset: 3, kind: 1 }, Fault { offset: 1, kind: 0 }];
-    let parts = Parts { cpu: CpuFeatures::BASELINE, hash: 9, entry: 2, relocs, faults, code: vec![0x90; 40] };
+    let needs = Needs { ctx_words: 0b101, ctx_escapes: false, vector: true, calls: true };
+    let parts =
+        Parts { cpu: CpuFeatures::BASELINE, hash: 9, entry: 2, needs, relocs, faults, code: vec![0x90; 40] };
     Image::build(parts).unwrap()
 }
 
@@ -40,6 +44,7 @@ fn an_image_survives_its_bytes() {
     let view = again.borrow();
     assert_eq!((view.code_len(), view.entry_offset(), view.bytecode_hash()), (40, 2, 9));
     assert_eq!(view.relocs().map(|r| r.offset).collect::<Vec<_>>(), [0, 8, 16, 24]);
+    assert_eq!(view.needs(), Needs { ctx_words: 0b101, ctx_escapes: false, vector: true, calls: true });
     assert_eq!(view.faults().map(|f| f.offset).collect::<Vec<_>>(), [1, 3]);
 }
 
@@ -150,4 +155,33 @@ proptest! {
     fn random_bytes_are_no_image(bytes in proptest::collection::vec(any::<u8>(), 0..400)) {
         digest(&bytes);
     }
+}
+
+fn needs(source: &str) -> Needs {
+    Engines::assemble(source).image.borrow().needs()
+}
+
+#[test]
+fn an_image_says_which_words_of_the_context_it_reads() {
+    let read = needs("mov r6, r1; add r6, 16; ldxdw r0, [r6+8]; ldxh r2, [r1+39]; add r0, r2; exit");
+    assert_eq!(read, Needs { ctx_words: 0b11_1000, ..Needs::default() });
+    assert!(needs("mov r0, 1; exit").ignores_ctx());
+    assert!(needs("ldxb r0, [r1+4000]; exit").ctx_words == 1 << 63);
+}
+
+#[test]
+fn an_image_says_when_its_context_goes_out_of_sight() {
+    let escapes = |source: &str| needs(source).ctx_escapes;
+    assert!(escapes("call 5; mov r0, 0; exit"), "to a helper");
+    assert!(escapes("stxdw [r10-8], r1; mov r0, 0; exit"), "into memory");
+    assert!(escapes("add r1, r2; ldxb r0, [r1+0]; exit"), "to an offset nobody knows");
+    assert!(escapes("call local f; exit; f: ldxb r0, [r1+0]; exit"), "to another function");
+    assert!(!escapes("mov r6, r1; mov r1, 0; call 5; ldxb r0, [r6+0]; exit"), "a register is no escape");
+}
+
+#[test]
+fn an_image_says_what_it_calls_and_writes() {
+    let plain = needs("mov r0, 1; exit");
+    assert!(!plain.calls && !plain.vector);
+    assert!(needs("call 1; exit").calls);
 }

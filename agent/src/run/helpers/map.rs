@@ -17,7 +17,7 @@ helper! {
     /// 1 `map_lookup_elem(map, key)`: pointer to the value, or null.
     fn map_lookup_elem(run, map, key) {
         // SAFETY: the map is a linked constant, the key as long as the map wants.
-        unsafe { map_of(map).map.lookup(key as *const u8, run.cpu) as u64 }
+        unsafe { map_of(map).map.lookup(key as *const u8, run.cpu()) as u64 }
     }
 }
 
@@ -25,7 +25,7 @@ helper! {
     /// 2 `map_update_elem(map, key, value, flags)`: 0 or negative errno.
     fn map_update_elem(run, map, key, value, flags) {
         // SAFETY: as above, for key and value.
-        unsafe { map_of(map).map.update(key as *const u8, value as *const u8, flags, run.cpu) as u64 }
+        unsafe { map_of(map).map.update(key as *const u8, value as *const u8, flags, run.cpu()) as u64 }
     }
 }
 

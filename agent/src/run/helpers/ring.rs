@@ -32,14 +32,14 @@ helper! {
         }
         // SAFETY: a linked constant of the program.
         let Some(array) = (unsafe { map_of(map).map.perf_event_array() }) else { return EINVAL };
-        let index = if flags & INDEX_MASK == INDEX_MASK { run.cpu } else { flags as u32 };
+        let index = if flags & INDEX_MASK == INDEX_MASK { run.cpu() } else { flags as u32 };
         // SAFETY: rings taken out of the array are not freed while programs that name it are linked.
         let ring = match unsafe { array.ring(index) } {
             Ok(ring) => ring,
             Err(e) => return errno(e),
         };
         // Another CPU's buffer has another producer; the kernel refuses it too.
-        if index != run.cpu {
+        if index != run.cpu() {
             return errno(Errno::OPNOTSUPP);
         }
         // SAFETY: data has size bytes by the helper's contract.

@@ -18,7 +18,7 @@ fn random(run: &Run) -> u64 {
     // SAFETY: rdtsc has no operands and no effect but its result.
     let ticks = unsafe { std::arch::x86_64::_rdtsc() };
     // Threads race on the state on purpose: a lost update loses no randomness, the ticks differ.
-    let mut x = STATE.load(Ordering::Relaxed) ^ ticks ^ (run.tid as u64) << 40 ^ 0x9e37_79b9_7f4a_7c15;
+    let mut x = STATE.load(Ordering::Relaxed) ^ ticks ^ (run.tid() as u64) << 40 ^ 0x9e37_79b9_7f4a_7c15;
     x ^= x << 13;
     x ^= x >> 7;
     x ^= x << 17;
@@ -28,12 +28,12 @@ fn random(run: &Run) -> u64 {
 
 helper! {
     /// 8 `get_smp_processor_id()`: the CPU slot this run owns.
-    fn get_smp_processor_id(run) { run.cpu as u64 }
+    fn get_smp_processor_id(run) { run.cpu() as u64 }
 }
 
 helper! {
     /// 14 `get_current_pid_tgid()`: tgid in the upper half.
-    fn get_current_pid_tgid(run) { (run.pid as u64) << 32 | run.tid as u64 }
+    fn get_current_pid_tgid(run) { run.header.pid_tgid }
 }
 
 helper! {
@@ -119,10 +119,10 @@ helper! {
 
 helper! {
     /// 173 `get_func_ip(ctx)`.
-    fn get_func_ip(run) { run.func_ip }
+    fn get_func_ip(run) { run.header.func_ip }
 }
 
 helper! {
     /// 174 `get_attach_cookie(ctx)`.
-    fn get_attach_cookie(run) { run.cookie }
+    fn get_attach_cookie(run) { run.header.cookie }
 }

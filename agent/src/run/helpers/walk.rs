@@ -63,7 +63,7 @@ helper! {
             if go_on { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
         };
         // SAFETY: this run owns the CPU slot; the callback keeps no pointer beyond its call.
-        unsafe { map.for_each((*run).cpu, &mut visit) as u64 }
+        unsafe { map.for_each((*run).cpu(), &mut visit) as u64 }
     }
 }
 

@@ -1,0 +1,13 @@
+//! What the compiler knows about a program before it translates it: analyses of the decoded ops, pure and
+//! without Cranelift.
+//!
+//! * [`values`]: which constants and addresses registers hold before each op.
+//! * [`needs`]: which words of the context the program reads.
+//!
+//! Everything here is optional knowledge: an analysis that cannot tell says so, and the translation of the
+//! op by itself is always correct. The results hold for every run of a program that the verifier accepts,
+//! on whatever path.
+#![forbid(unsafe_code)]
+
+pub(crate) mod needs;
+pub(crate) mod values;
