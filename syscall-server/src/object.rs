@@ -61,6 +61,8 @@ pub struct ProgObject {
     pub gpl: bool,
     /// Id of its BTF, 0 for none.
     pub btf: u32,
+    /// Bytes of its context that it reads: what it is attached to must have as many.
+    pub ctx_bytes: u32,
     /// Linked into the tool, for programs that run here.
     pub linked: OnceLock<Option<Arc<Program>>>,
 }

@@ -14,7 +14,8 @@
 //!   or of the image layout, bumps [`image::VERSION`].
 //! * A compiled program always ends: every back-edge and local call burns fuel. It never reads stack that
 //!   it did not write or that was not cleared.
-//! * [`verify`](mod@verify) judges values and paths; its rules are at the top of that module.
+//! * [`verify`](mod@verify) judges values and paths; its rules are at the top of that module. Only a
+//!   [`Verified`](verify::Verified) program is compiled; the one way around is unsafe and says what it asks for.
 //! * Messages of [`LoadError`] are read by tools (bpftrace, libbpf); keep the kernel's wording.
 
 pub mod alu;
@@ -32,6 +33,7 @@ pub mod jit;
 #[cfg(feature = "jit")]
 mod opt;
 mod program;
+mod unchecked;
 pub mod verify;
 
 pub use contract::{BpfFn, RunHeader};

@@ -154,6 +154,7 @@ pub fn raw_tracepoint(attr: &Attr) -> Result<i64, Errno> {
     }
     let name = user::read_str(a.name, 127)?;
     let event = perf::tracepoint::raw(&name, a.cookie).ok_or(Errno::NOENT)?;
+    perf::context::fits(&event, &prog)?;
     let (tool, ours) = fds::event_pair()?;
     broker::attach(perf::tracepoint::spec(event, -1, object::next_id(), &prog), &prog, Some(ours))?;
     new_link(tool, BPF_LINK_TYPE_RAW_TRACEPOINT, prog, None)

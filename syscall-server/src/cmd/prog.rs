@@ -10,7 +10,8 @@ use bpftime_abi::attr::{ProgLoad, TestRun};
 use bpftime_abi::{helper, prog_type};
 use bpftime_shm::session::sealed;
 use bpftime_shm::session::wire::ProgSpec;
-use bpftime_vm::{Insn, LoadEnv, MapIdx, Program, verify};
+use bpftime_vm::verify::{self, Verified};
+use bpftime_vm::{Insn, LoadEnv, MapIdx};
 use rustix::io::Errno;
 use std::sync::{Arc, OnceLock};
 use zerocopy::FromBytes;
@@ -29,14 +30,14 @@ pub fn load(attr: &Attr) -> Result<i64, Errno> {
     let buffer = LogBuffer::new(&a)?;
     let mut log = verify::Log::new(buffer.level);
     let mut maps = UsedMaps { fd_array: a.fd_array, list: Vec::new(), failed: None };
-    let built =
-        super::verify::accept(&insns, &mut maps, &a, gpl, &mut log).and_then(|p| compile(&p, &mut log));
+    let built = super::verify::accept(&insns, &mut maps, &a, gpl, &mut log)
+        .and_then(|p| Ok((compile(&p, &mut log)?, p.ctx_bytes())));
     let stored = buffer.store(log.text());
     // The verdict comes before the state of the log buffer, as in the kernel.
-    let image = built?;
+    let (image, ctx_bytes) = built?;
     stored?;
     let btf = if a.prog_btf_fd != 0 && a.func_info_cnt != 0 { object::btf(a.prog_btf_fd)?.id } else { 0 };
-    finish(&a, &insns, image, maps.list, gpl, btf)
+    finish(&a, &insns, Built { image, ctx_bytes, maps: maps.list, gpl, btf })
 }
 
 fn check(a: &ProgLoad) -> Result<(), Errno> {
@@ -61,7 +62,7 @@ fn read_insns(a: &ProgLoad) -> Result<Vec<Insn>, Errno> {
     Ok(bytes.chunks_exact(size_of::<Insn>()).filter_map(|c| Insn::read_from_bytes(c).ok()).collect())
 }
 
-fn compile(program: &Program, log: &mut verify::Log) -> Result<Vec<u8>, Errno> {
+fn compile(program: &Verified, log: &mut verify::Log) -> Result<Vec<u8>, Errno> {
     match bpftime_vm::jit::compile(program, &bpftime_vm::jit::Options::default()) {
         Ok(image) => Ok(image.to_bytes()),
         Err(e) => {
@@ -72,14 +73,17 @@ fn compile(program: &Program, log: &mut verify::Log) -> Result<Vec<u8>, Errno> {
     }
 }
 
-fn finish(
-    a: &ProgLoad,
-    insns: &[Insn],
+/// What a load made of the instructions.
+struct Built {
     image: Vec<u8>,
+    ctx_bytes: u32,
     maps: Vec<Arc<MapObject>>,
     gpl: bool,
     btf: u32,
-) -> Result<i64, Errno> {
+}
+
+fn finish(a: &ProgLoad, insns: &[Insn], built: Built) -> Result<i64, Errno> {
+    let Built { image, ctx_bytes, maps, gpl, btf } = built;
     let fd = sealed::create("bpftime-prog", &image)?;
     let name = a.prog_name.iter().take_while(|b| **b != 0).copied().collect();
     let spec = ProgSpec {
@@ -98,6 +102,7 @@ fn finish(
         insn_cnt: insns.len() as u32,
         gpl,
         btf,
+        ctx_bytes,
         linked: OnceLock::new(),
     };
     object::insert(&fd, Object::Prog(Arc::new(prog)))?;
@@ -179,6 +184,12 @@ fn run_with_ctx(attr: &Attr, a: &TestRun, prog: &ProgObject) -> Result<i64, Errn
     }
     if a.flags & RUN_ON_CPU != 0 && a.cpu >= possible_cpus() {
         return Err(Errno::NXIO);
+    }
+    // MAX_BPF_FUNC_ARGS arguments; the program may read fewer, but not more than there are.
+    if prog.spec.prog_type == prog_type::BPF_PROG_TYPE_RAW_TRACEPOINT
+        && (a.ctx_size_in < prog.ctx_bytes || a.ctx_size_in > 12 * 8)
+    {
+        return Err(Errno::INVAL);
     }
     let mut ctx = user::read(a.ctx_in, a.ctx_size_in as usize)?;
     let program = prog.link_here().ok_or(Errno::NOMEM)?;

@@ -5,8 +5,8 @@ use bpftime_abi::attr::ProgLoad;
 use bpftime_abi::map_type::BPF_F_RDONLY_PROG;
 use bpftime_abi::{config, helper};
 use bpftime_vm::decode::Class;
-use bpftime_vm::verify::{self, MapFacts, VerifyEnv};
-use bpftime_vm::{DecodeOptions, Insn, LoadEnv, LoadError, MapIdx, Program, UnknownHelpers};
+use bpftime_vm::verify::{self, MapFacts, Verified, VerifyEnv};
+use bpftime_vm::{DecodeOptions, Insn, LoadEnv, LoadError, MapIdx, UnknownHelpers};
 use rustix::io::Errno;
 use std::sync::Arc;
 
@@ -76,7 +76,7 @@ pub fn accept(
     load: &ProgLoad,
     gpl: bool,
     log: &mut verify::Log,
-) -> Result<Program, Errno> {
+) -> Result<Verified, Errno> {
     let off = std::env::var_os(config::VERIFY).is_some_and(|v| v == "off");
     let unknown_helpers = if off { UnknownHelpers::AcceptPoison } else { UnknownHelpers::AcceptAll };
     let options = DecodeOptions { unknown_helpers, ..DecodeOptions::default() };
@@ -87,16 +87,14 @@ pub fn accept(
     })?;
     if off {
         tracing::warn!("{}=off: a wrong program can crash the processes it runs in", config::VERIFY);
-        return Ok(program);
+        // SAFETY: the user says so; that is what the variable means, and what the warning says.
+        return Ok(unsafe { Verified::unchecked(program) });
     }
     let env = Env { maps: maps.maps(), load, gpl };
-    match verify::verify(program, &env, log) {
-        Ok(verified) => Ok(verified.into_program()),
-        Err(refusal) => {
-            tracing::debug!(insn = refusal.insn, reason = %refusal, "program refused");
-            Err(Errno::from_raw_os_error(refusal.errno.number()))
-        }
-    }
+    verify::verify(program, &env, log).map_err(|refusal| {
+        tracing::debug!(insn = refusal.insn, reason = %refusal, "program refused");
+        Errno::from_raw_os_error(refusal.errno.number())
+    })
 }
 
 fn errno_of(e: &LoadError) -> Errno {

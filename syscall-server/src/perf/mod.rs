@@ -1,5 +1,6 @@
 //! perf_event_open(2) and the ioctls of perf events.
 
+pub mod context;
 mod golang;
 pub mod mmap;
 mod open;
@@ -57,6 +58,9 @@ pub fn set_program(
     };
     if prog.spec.prog_type != wanted {
         return Err(Errno::INVAL);
+    }
+    if let PerfKind::Syscall(call) = &event.kind {
+        context::fits(call, prog)?;
     }
     let mut state = event.state.lock().unwrap_or_else(PoisonError::into_inner);
     if state.prog.is_some() {

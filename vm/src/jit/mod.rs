@@ -14,7 +14,8 @@ mod memory;
 mod translate;
 
 use crate::image::{CpuFeatures, Image, ImageError};
-use crate::program::{Func, Program};
+use crate::program::Func;
+use crate::verify::Verified;
 use cranelift_codegen::control::ControlPlane;
 use cranelift_codegen::ir::{Function, UserExternalName, UserFuncName};
 use cranelift_codegen::isa::{OwnedTargetIsa, TargetIsa};
@@ -86,8 +87,8 @@ impl Space {
     }
 }
 
-/// Compiles every reachable function of a program.
-pub fn compile(program: &Program, options: &Options) -> Result<Image, CompileError> {
+/// Compiles every reachable function of a program. Only what was verified is compiled.
+pub fn compile(program: &Verified, options: &Options) -> Result<Image, CompileError> {
     let isa = target(options)?;
     let mut layout = Layout::new(program, options);
     let mut context = Context::new();

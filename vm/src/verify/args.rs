@@ -25,8 +25,8 @@ pub(super) struct Call {
     pub size: u32,
     /// The record that is given up.
     pub released: u32,
-    /// Stack to overwrite once all arguments are checked.
-    pub written: Vec<Span>,
+    /// Stack to overwrite once all arguments are checked, and how many of its bytes are so for certain.
+    pub written: Vec<(Span, u32)>,
 }
 
 impl Call {
@@ -58,8 +58,8 @@ impl Verifier<'_> {
             self.argument(state, *arg, reg, val, call)?;
         }
         self.map_use(call)?;
-        for span in std::mem::take(&mut call.written) {
-            self.stack_passed(state, &span, true)?;
+        for (span, sure) in std::mem::take(&mut call.written) {
+            self.stack_passed(state, &span, Some(sure))?;
         }
         Ok(())
     }
@@ -148,7 +148,7 @@ impl Verifier<'_> {
         if size == 0 {
             return access("invalid zero-sized read".into());
         }
-        self.memory_argument(state, reg, val, size, false, call)
+        self.memory_argument(state, reg, val, size, None, call)
     }
 
     /// The size register of the memory in the register before it.
@@ -172,6 +172,8 @@ impl Verifier<'_> {
         }
         call.size = range.umax as u32;
         let written = helper::proto(call.id).is_some_and(|p| p.args.get(n - 2) == Some(&Arg::MemOut));
+        let sure = if super::helper::fills(call.id) { range.umin as u32 } else { 0 };
+        let written = written.then_some(sure);
         self.memory_argument(state, ptr_reg, ptr, range.umax as u32, written, call)
     }
 
@@ -182,7 +184,7 @@ impl Verifier<'_> {
         reg: Reg,
         ptr: Val,
         size: u32,
-        written: bool,
+        written: Option<u32>,
         call: &mut Call,
     ) -> Check {
         let span = Span { reg: reg.index(), ptr, off: 0, size: i64::from(size) };
@@ -190,14 +192,14 @@ impl Verifier<'_> {
             if span.size == 0 {
                 return self.stack_place(state, &span, "read from").map(|_| ());
             }
-            if written {
+            if let Some(sure) = written {
                 self.stack_place(state, &span, "write to")?;
-                call.written.push(span);
+                call.written.push((span, sure));
                 return Ok(());
             }
-            return self.stack_passed(state, &span, false);
+            return self.stack_passed(state, &span, None);
         }
-        self.check(call.at, &span, if written { Use::Write } else { Use::Read })
+        self.check(call.at, &span, if written.is_some() { Use::Write } else { Use::Read })
     }
 
     fn record_argument(&mut self, state: &State, n: usize, val: &Val, call: &mut Call) -> Check {

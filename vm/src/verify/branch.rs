@@ -21,8 +21,8 @@ impl Verifier<'_> {
             self.decides(at);
         }
         match certain {
-            Some(true) => return Ok(Next::At(target)),
-            Some(false) => return Ok(Next::At(at + 1)),
+            Some(true) => return Ok(self.side(at, true, target)),
+            Some(false) => return Ok(self.side(at, false, target)),
             None => {}
         }
         let mut taken = state.clone();
@@ -32,15 +32,26 @@ impl Verifier<'_> {
             self.decides(at);
         }
         match possible {
-            (true, true) => self.postpone(taken, target, at)?,
+            (true, true) => {
+                self.side(at, true, target);
+                self.postpone(taken, target, at)?;
+            }
             (true, false) => {
                 *state = taken;
-                return Ok(Next::At(target));
+                return Ok(self.side(at, true, target));
             }
             // Both impossible cannot be; go on with what was known before.
             (false, _) => {}
         }
-        Ok(Next::At(at + 1))
+        Ok(self.side(at, false, target))
+    }
+
+    /// Notes that a side is walked, and where it leads.
+    fn side(&mut self, at: usize, taken: bool, target: usize) -> Next {
+        let sides = &mut self.proved.sides[at];
+        sides.taken |= taken;
+        sides.not_taken |= !taken;
+        Next::At(if taken { target } else { at + 1 })
     }
 }
 

@@ -184,7 +184,9 @@ impl Verifier<'_> {
         let entry = self.program.funcs()[inside.frame().func].start;
         let live = self.live_in(inside, entry);
         let exact = vec![Live::ALL; live.len()];
-        if self.entries[at].iter().any(|old| prune::includes(old, inside, &live, &exact)) {
+        let including = self.entries[at].iter().find(|old| prune::includes(old, inside, &live, &exact));
+        if let Some(old) = including {
+            self.proved.unwritten(&prune::less_written(old, inside, &live));
             return false;
         }
         // Not the rounds before: they would form a chain as long as the walk.
@@ -234,6 +236,6 @@ fn widen_slot(old: &Slot, new: &mut Slot) {
         }
     } else if old != new && !new.holds_pointer() {
         new.scrub();
-        new.bytes.fill(Byte::Misc);
+        (0..SLOT).for_each(|byte| new.perhaps_written(byte));
     }
 }

@@ -1,7 +1,7 @@
 //! The walk over all paths: depth first, one state per path, the taken side of a branch kept for later.
 
 use super::error::{Check, Errno, Fail, Refusal};
-use super::facts::{Access, Proved};
+use super::facts::{Access, Loaded, Proved};
 use super::live::Liveness;
 use super::log::{Log, Stats};
 use super::need::Needs;
@@ -77,12 +77,6 @@ impl<'a> Verifier<'a> {
             let facts = env.map(map);
             (facts.key_size, facts.value_size)
         };
-        let proved = Proved {
-            live: vec![false; slots],
-            accesses: vec![None; slots],
-            stack: vec![0; program.funcs().len()],
-            ..Proved::default()
-        };
         let live = Liveness::of(program, &sizes);
         let decisive = vec![false; slots];
         Verifier {
@@ -99,7 +93,7 @@ impl<'a> Verifier<'a> {
             pending: Vec::new(),
             entries: (0..slots).map(|_| Vec::new()).collect(),
             stats: Stats::default(),
-            proved,
+            proved: Proved::new(program),
             last_id: 0,
             started: Instant::now(),
         }
@@ -197,6 +191,7 @@ impl<'a> Verifier<'a> {
             }
             self.budget().map_err(refuse)?;
             self.proved.live[at] = true;
+            self.proved.held[at] = self.proved.held[at].max(state.references.len() as u32);
             self.show_insn(at);
             let before = if self.log.wants_insns() { Some(state.clone()) } else { None };
             let next = self.step(&mut state, at).map_err(refuse)?;
@@ -300,6 +295,16 @@ impl<'a> Verifier<'a> {
     pub fn prove(&mut self, at: usize, access: Access) {
         let old = &mut self.proved.accesses[at];
         *old = Some(old.map_or(access, |old| old.join(access)));
+    }
+
+    /// Remembers what a load gives: always this, if it does so each time.
+    pub fn prove_loaded(&mut self, at: usize, known: Option<u64>) {
+        let old = &mut self.proved.loaded[at];
+        *old = match (known, *old) {
+            (Some(x), Loaded::Never) => Loaded::Known(x),
+            (Some(x), Loaded::Known(y)) if x == y => Loaded::Known(x),
+            _ => Loaded::Varies,
+        };
     }
 }
 

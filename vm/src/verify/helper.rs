@@ -63,6 +63,12 @@ fn allowed(helper: u32, prog_type: u32) -> bool {
     }
 }
 
+/// Whether the helper writes all bytes of its destination, whatever it returns. Others leave some as they
+/// were: a short string, an error.
+pub(super) fn fills(helper: u32) -> bool {
+    matches!(helper, id::probe_read | id::probe_read_user | id::probe_read_kernel | id::get_current_comm)
+}
+
 impl Verifier<'_> {
     pub fn call_helper(&mut self, state: &mut State, at: usize, helper: u32) -> Check<Next> {
         let proto = match helper::proto(helper) {

@@ -248,7 +248,7 @@ impl Effect {
                 Some(proto) => {
                     self.reads = ((1u16 << proto.args.len()) - 1) << 1;
                     for n in 0..proto.args.len() {
-                        self.argument(proto.args, n, args, sizes);
+                        self.argument(id, proto.args, n, args, sizes);
                     }
                     // An address that went through memory may be among the arguments.
                     if escapes && !proto.args.is_empty() {
@@ -263,7 +263,7 @@ impl Effect {
     }
 
     /// The bytes a helper reads or surely writes at a stack address.
-    fn argument(&mut self, protos: &[Arg], n: usize, args: &[Value], sizes: Sizes<'_>) {
+    fn argument(&mut self, id: u32, protos: &[Arg], n: usize, args: &[Value], sizes: Sizes<'_>) {
         let off = match args[n] {
             Value::Fp(off) => off,
             Value::Lost => {
@@ -287,9 +287,11 @@ impl Effect {
             _ => None,
         };
         match (protos[n], bytes) {
-            (Arg::MemOut, Some(size)) => self.slots_written |= inside(off, off + size),
+            (Arg::MemOut, Some(size)) if super::helper::fills(id) => {
+                self.slots_written |= inside(off, off + size);
+            }
             // Written at most; a slot is only dead where it is surely written.
-            (Arg::MemOut, None) => {}
+            (Arg::MemOut, _) => {}
             // The callback may move the address up and down.
             (Arg::CallbackCtx, _) => self.slots_read = ALL,
             (_, Some(size)) => self.slots_read |= overlapped(off, off + size),

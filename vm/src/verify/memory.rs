@@ -51,7 +51,14 @@ impl Span {
 
     fn access(&self, region: Region) -> Access {
         let (min, max) = self.range();
-        Access { region, min, max: max + self.size }
+        let zeros = self.alignment_bits().trailing_zeros().min(3);
+        Access { region, min, max: max + self.size, align: 1 << zeros }
+    }
+
+    /// Bits that may be set in the offset of the first byte.
+    fn alignment_bits(&self) -> u64 {
+        let var = self.ptr.num.bits;
+        var.value.wrapping_add(self.fixed() as u64) | var.mask
     }
 }
 
@@ -60,11 +67,15 @@ impl Verifier<'_> {
         let Op::Load { size, signed, dst, base, off } = op else { return Ok(()) };
         let span = Span::of(base, self.read(state, base)?, off, size);
         let val = match span.ptr.kind {
-            Kind::Stack(_) => self.stack_read(state, &span, signed)?,
+            Kind::Stack(_) => {
+                self.prove_loaded(at, None);
+                self.stack_read(state, &span, signed)?
+            }
             _ => {
                 self.check(at, &span, Use::Read)?;
-                let known = self.read_only(&span).map(|x| Val::constant(extended(x, size, signed)));
-                known.unwrap_or(Val::scalar(loaded(size.bits_wide(), signed)))
+                let known = self.read_only(&span).map(|x| extended(x, size, signed));
+                self.prove_loaded(at, known);
+                known.map_or(Val::scalar(loaded(size.bits_wide(), signed)), Val::constant)
             }
         };
         self.prove_span(at, &span);
@@ -200,11 +211,10 @@ impl Verifier<'_> {
 
     /// Whether every possible address is a multiple of the size.
     pub fn aligned(&self, span: &Span, what: &str) -> Check {
-        let var = span.ptr.num.bits;
-        let bits = (var.value.wrapping_add(span.fixed() as u64)) | var.mask;
-        if bits & (span.size as u64 - 1) == 0 {
+        if span.alignment_bits() & (span.size as u64 - 1) == 0 {
             return Ok(());
         }
+        let var = span.ptr.num.bits;
         let var = if span.ptr.num.constant() == Some(0) {
             "0".to_string()
         } else {

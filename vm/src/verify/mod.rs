@@ -31,12 +31,14 @@ mod need;
 pub mod num;
 mod prune;
 mod stack;
+mod stack_bytes;
 mod state;
 mod value;
 
 pub use error::{Errno, Refusal};
 pub use facts::{Access, Region, Verified};
 pub use log::{Log, Stats};
+pub use stack_bytes::StackBytes;
 
 use crate::isa::MapIdx;
 use crate::program::Program;

@@ -40,6 +40,7 @@ impl Verifier<'_> {
             }
             if seen.complete {
                 self.lenient = self.lenient || !includes(&seen.state, state, &live, &exact);
+                self.proved.unwritten(&less_written(&seen.state, state, &live));
                 return Ok(false);
             }
             if includes(state, &seen.state, &live, &exact) {
@@ -86,6 +87,20 @@ impl Verifier<'_> {
         let callers = state.frames[1..].iter().map(|callee| self.live.during(callee.callsite));
         callers.chain([self.live.before(at)]).collect()
     }
+}
+
+/// Bytes, by function and offset, that `old` had written and `new` has not, and that may be read. Reading
+/// them is allowed, and the walk from `old` did not see that they must be cleared.
+pub(super) fn less_written(old: &State, new: &State, live: &[Live]) -> Vec<(usize, i64)> {
+    let mut bytes = vec![];
+    for ((old, new), live) in old.frames.iter().zip(&new.frames).zip(live) {
+        for n in (0..old.stack.len()).filter(|n| live.slots & 1 << n != 0) {
+            let (had, has) = (&old.slot(n).bytes, &new.slot(n).bytes);
+            let lost = (0..SLOT).filter(|b| has[*b] == Byte::Invalid && had[*b] != Byte::Invalid);
+            bytes.extend(lost.map(|byte| (new.func, byte as i64 - (n as i64 + 1) * SLOT as i64)));
+        }
+    }
+    bytes
 }
 
 /// Which id of the new state stands for which of the old one.

@@ -44,6 +44,7 @@ impl Verifier<'_> {
         self.aligned(span, "stack ")?;
         let (frame, min, max) = self.stack_place(state, span, "read from")?;
         let frame = &state.frames[frame];
+        let unwritten = &mut self.proved.unwritten[frame.func];
         let bits = span.size as u32 * 8;
         if min == max {
             let (slot, byte) = place(min);
@@ -56,7 +57,9 @@ impl Verifier<'_> {
             let (slot, byte) = place(off);
             let slot = frame.slot(slot);
             let kind = slot.bytes[byte];
-            self.proved.reads_unwritten_stack |= kind == Byte::Invalid;
+            if kind == Byte::Invalid {
+                unwritten.insert(off);
+            }
             zero &=
                 kind == Byte::Zero || kind == Byte::Spill && slot.spill.as_deref().is_some_and(Val::is_null);
         }
@@ -90,33 +93,41 @@ impl Verifier<'_> {
             let slot = target.slot_mut(slot);
             slot.scrub();
             if !(zero && slot.bytes[byte] == Byte::Zero) {
-                slot.bytes[byte] = Byte::Misc;
+                slot.perhaps_written(byte);
             }
         }
         Ok(())
     }
 
-    /// What a helper does to the stack that it is given: reads or overwrites it.
-    pub fn stack_passed(&mut self, state: &mut State, span: &Span, written: bool) -> Check {
+    /// What a helper does to the stack that it is given: reads it, or writes it, surely at least the first
+    /// `sure` bytes.
+    pub fn stack_passed(&mut self, state: &mut State, span: &Span, written: Option<u32>) -> Check {
         if span.size == 0 {
             return Ok(());
         }
         let (frame, min, max) =
-            self.stack_place(state, span, if written { "write to" } else { "read from" })?;
-        if !written {
+            self.stack_place(state, span, if written.is_some() { "write to" } else { "read from" })?;
+        let Some(sure) = written else {
             let frame = &state.frames[frame];
             for off in min..max + span.size {
                 let (slot, byte) = place(off);
-                self.proved.reads_unwritten_stack |= frame.slot(slot).bytes[byte] == Byte::Invalid;
+                if frame.slot(slot).bytes[byte] == Byte::Invalid {
+                    self.proved.unwritten[frame.func].insert(off);
+                }
             }
             return Ok(());
-        }
+        };
+        let sure = if min == max { min..min + i64::from(sure) } else { 0..0 };
         let frame = state.frame_at_mut(frame);
         for off in min..max + span.size {
             let (slot, byte) = place(off);
             let slot = frame.slot_mut(slot);
             slot.scrub();
-            slot.bytes[byte] = Byte::Misc;
+            if sure.contains(&off) {
+                slot.bytes[byte] = Byte::Misc;
+            } else {
+                slot.perhaps_written(byte);
+            }
         }
         Ok(())
     }

@@ -66,6 +66,13 @@ impl Slot {
         self.bytes.iter_mut().filter(|b| **b == Byte::Spill).for_each(|b| *b = left);
     }
 
+    /// Any value from now on; still never written, if it was not and this is not certain.
+    pub fn perhaps_written(&mut self, byte: usize) {
+        if self.bytes[byte] != Byte::Invalid {
+            self.bytes[byte] = Byte::Misc;
+        }
+    }
+
     /// Spilled bytes.
     pub fn spilled(&self) -> usize {
         self.bytes.iter().filter(|b| **b == Byte::Spill).count()

@@ -115,7 +115,7 @@ fn adds_of_many_threads_are_not_lost() {
          add r0, 1; jlt r0, 1000, top; exit",
     )
     .unwrap();
-    let image = compile(&program, &Options::default()).unwrap();
+    let image = compile(&super::engines::trusted(program), &Options::default()).unwrap();
     let code = Code::link(image.borrow(), &Nothing).unwrap();
     let cells = [AtomicU64::new(0), AtomicU64::new(0)];
     std::thread::scope(|scope| {
@@ -131,7 +131,7 @@ fn adds_of_many_threads_are_not_lost() {
     assert_eq!(cells.map(AtomicU64::into_inner), [4000, 4000]);
     // A program with a helper does not link where there is none.
     let calls = super::engines::load("call 5; exit").unwrap();
-    let image = compile(&calls, &Options::default()).unwrap();
+    let image = compile(&super::engines::trusted(calls), &Options::default()).unwrap();
     let mut room = vec![0; image.code_len()];
     assert_eq!(image.link(&mut room, 0, &Nothing), Err(LinkError::Helper(5)));
 }

@@ -5,6 +5,7 @@ use bpftime_vm::asm::assemble;
 use bpftime_vm::exec::Code;
 use bpftime_vm::interp::{self, Callback};
 use bpftime_vm::isa::TAIL_CALL;
+use bpftime_vm::verify::Verified;
 use bpftime_vm::{
     BpfFn, DecodeOptions, Dialect, Host, Image, Insn, LoadEnv, LoadError, MapIdx, Options, Program, Resolve,
     RunHeader, Trap, compile, decode_with,
@@ -51,6 +52,12 @@ pub fn load(source: &str) -> Result<Program, LoadError> {
 /// With RFC 9669's immediates, as the tests want to reach those edges.
 pub fn load_insns(insns: &[Insn]) -> Result<Program, LoadError> {
     decode_with(insns, &mut Env, DecodeOptions { dialect: Dialect::Rfc9669, ..DecodeOptions::default() })
+}
+
+/// A program of these tests, as the compiler takes it.
+pub fn trusted(program: Program) -> Verified {
+    // SAFETY: test programs stay inside of the memory they are given.
+    unsafe { Verified::unchecked(program) }
 }
 
 /// Maps of one engine.
@@ -176,7 +183,7 @@ pub struct Outcome {
 
 /// A program ready to run on both engines.
 pub struct Engines {
-    program: Program,
+    program: Verified,
     world: World,
     code: Code,
     pub image: Image,
@@ -184,6 +191,7 @@ pub struct Engines {
 
 impl Engines {
     pub fn new(program: Program) -> Engines {
+        let program = trusted(program);
         let image = compile(&program, &Options::default()).unwrap();
         let world = World { value: vec![0; VALUE_LEN] };
         // Through bytes, as it travels to a target.

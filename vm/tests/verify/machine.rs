@@ -16,6 +16,8 @@ struct Region {
     bytes: Vec<u8>,
     live: bool,
     writable: bool,
+    /// Of a stack: bytes that were written, or that the verifier says must be cleared.
+    written: Option<Vec<bool>>,
 }
 
 pub struct Machine<'a> {
@@ -59,7 +61,7 @@ impl<'a> Machine<'a> {
     }
 
     fn region(&mut self, bytes: Vec<u8>, writable: bool) -> usize {
-        self.regions.push(Region { bytes, live: true, writable });
+        self.regions.push(Region { bytes, live: true, writable, written: None });
         self.regions.len() - 1
     }
 
@@ -79,6 +81,8 @@ impl<'a> Machine<'a> {
 
     fn call(&mut self, func: usize, args: [u64; 5]) -> Run<u64> {
         let stack = self.region(vec![0; 512], true);
+        let cleared = self.program.unwritten(func);
+        self.regions[stack].written = Some((-512..0).map(|off| cleared.contains(off)).collect());
         let mut regs = [0xdead_0000_0000_0000u64; Reg::COUNT];
         regs[1..=5].copy_from_slice(&args);
         regs[10] = Self::address(stack) + 512;
@@ -94,6 +98,7 @@ impl<'a> Machine<'a> {
             let mut next = at + op.slots();
             self.as_proved(at, &op, &regs)?;
             let step = self.step(&op, &mut regs, &mut next);
+            self.outcome_as_proved(at, &op, &regs, next)?;
             if let Some(result) =
                 step.map_err(|e| if e == OUT_OF_FUEL || e == NO_HELPER { e } else { format!("{at}: {e}") })?
             {
@@ -123,7 +128,27 @@ impl<'a> Machine<'a> {
         if proved.region != Proved::Several && (start < proved.min || end > proved.max) {
             return Err(format!("{at}: {start} to {end} is not inside of {proved:?}"));
         }
+        if !addr.is_multiple_of(u64::from(proved.align)) {
+            return Err(format!("{at}: {addr:#x} is not aligned as {proved:?}"));
+        }
+        if self.program.held(at).is_none_or(|most| self.records > most as usize) {
+            return Err(format!("{at}: {} records are held", self.records));
+        }
         Ok(())
+    }
+
+    /// Whether a load gave, and a branch did, what the verifier says that it always does.
+    fn outcome_as_proved(&self, at: usize, op: &Op, regs: &[u64; Reg::COUNT], next: usize) -> Run<()> {
+        match *op {
+            Op::Load { dst, .. } if self.program.known(at).is_some_and(|x| x != regs[dst.index()]) => {
+                Err(format!("{at}: loaded {:#x}, not {:?}", regs[dst.index()], self.program.known(at)))
+            }
+            Op::Branch { target, .. } if target != at + 1 => {
+                let wrong = self.program.outcome(at).is_some_and(|taken| taken != (next == target));
+                if wrong { Err(format!("{at}: a dead side of a branch is taken")) } else { Ok(()) }
+            }
+            _ => Ok(()),
+        }
     }
 
     fn step(&mut self, op: &Op, regs: &mut [u64; Reg::COUNT], next: &mut usize) -> Run<Option<u64>> {
@@ -203,7 +228,24 @@ impl<'a> Machine<'a> {
         let region =
             self.regions.get_mut(region).filter(|r| r.live && (r.writable || !write)).ok_or_else(bad)?;
         let start = (addr % STEP) as usize;
+        if let Some(written) = region.written.as_mut().and_then(|w| w.get_mut(start..start + len)) {
+            if !write && written.contains(&false) {
+                return Err(format!("stack at {addr:#x} is read, {len} bytes, before it was written"));
+            }
+            written.fill(true);
+        }
         region.bytes.get_mut(start..start + len).ok_or_else(bad)
+    }
+
+    /// Whether bytes may be written, without writing them.
+    fn room(&mut self, addr: u64, len: usize) -> Run<()> {
+        let at = (addr / STEP).checked_sub(1).map(|n| n as usize);
+        let written = at.and_then(|at| self.regions.get(at)).and_then(|r| r.written.clone());
+        self.bytes(addr, len, true)?;
+        if let (Some(at), Some(written)) = (at, written) {
+            self.regions[at].written = Some(written);
+        }
+        Ok(())
     }
 
     fn load(&mut self, addr: u64, len: usize) -> Run<u64> {
@@ -237,7 +279,11 @@ impl<'a> Machine<'a> {
                     return Err("a helper got a negative size".into());
                 }
                 let byte = self.random.next() as u8;
-                self.bytes(args[0], args[1] as usize, true)?.fill(byte);
+                let len = args[1] as usize;
+                self.room(args[0], len)?;
+                // A string may be shorter than its buffer; nothing is written behind it.
+                let len = if id == 115 && len > 0 { 1 + self.random.below(len) } else { len };
+                self.bytes(args[0], len, true)?.fill(byte);
                 Ok(args[1])
             }
             131 => {

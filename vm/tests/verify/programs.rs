@@ -7,7 +7,8 @@
 use super::env::{TestMap, World, judge};
 use super::kernel::Kernel;
 use bpftime_vm::asm::assemble;
-use bpftime_vm::verify::{Log, MapFacts, Region};
+use bpftime_vm::isa::Op;
+use bpftime_vm::verify::{Log, MapFacts, Region, StackBytes, Verified};
 
 const FILE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/verify/programs.txt");
 
@@ -179,17 +180,81 @@ fn the_log_has_what_its_level_asks_for() {
     assert_eq!(log[2], "; R0=7");
 }
 
+fn proved(source: &str) -> Box<Verified> {
+    match judge(&assemble(source).unwrap(), &world("kprobe"), &mut Log::new(0)) {
+        super::env::Verdict::Accepted(verified) => verified,
+        refused => panic!("{source}: {:?}", refused.refusal()),
+    }
+}
+
 #[test]
 fn what_was_proved_is_handed_out() {
-    let source = "stdw [r10-24], 0; call 7; mov r1, 1; jeq r1, 1, ok; call 9999; ok: mov r0, 0; exit";
-    let verdict = judge(&assemble(source).unwrap(), &world("kprobe"), &mut Log::new(0));
-    let super::env::Verdict::Accepted(verified) = verdict else { panic!("refused") };
+    let verified =
+        proved("stdw [r10-24], 0; call 7; mov r1, 1; jeq r1, 1, ok; call 9999; ok: mov r0, 0; exit");
     let access = verified.access(0).unwrap();
-    assert_eq!((access.region, access.min, access.max), (Region::Stack, -24, -16));
+    assert_eq!((access.region, access.min, access.max, access.align), (Region::Stack, -24, -16, 8));
     assert_eq!(verified.funcs()[0].stack.reserve, 32);
     assert!(!verified.is_reachable(4));
+    assert_eq!((verified.outcome(3), verified.outcome(0)), (Some(true), None));
     assert!(!verified.reads_unwritten_stack());
+    assert!(verified.is_proved() && !verified.takes_references());
+    assert!(!verified.may_fault(0));
     assert_eq!(verified.helpers_used().collect::<Vec<_>>(), [7]);
+}
+
+/// Ranges of stack that must be cleared on entry of the first function.
+fn cleared(source: &str) -> Vec<(i32, i32)> {
+    proved(source).unwritten(0).ranges().map(|r| (r.start, r.end)).collect()
+}
+
+#[test]
+fn only_stack_that_may_be_read_before_it_is_written_must_be_cleared() {
+    assert_eq!(cleared("stdw [r10-8], 1; ldxdw r0, [r10-8]; exit"), []);
+    assert_eq!(cleared("stw [r10-8], 1; ldxdw r0, [r10-8]; exit"), [(-4, 0)]);
+    // On one path, of which the other was walked first or cut short.
+    assert_eq!(cleared("call 7; jeq r0, 0, a; stdw [r10-8], 1; a: ldxdw r0, [r10-8]; exit"), [(-8, 0)]);
+    assert_eq!(cleared("call 7; jne r0, 0, a; stdw [r10-8], 1; a: ldxdw r0, [r10-8]; exit"), [(-8, 0)]);
+    // A helper reads it, here the last four bytes of a key.
+    let lookup = "mov r2, r10; add r2, -8; lddw r1, map 112; call 1; mov r0, 0; exit";
+    assert_eq!(cleared(&format!("stw [r10-8], 1; {lookup}")), [(-4, 0)]);
+    // Memory that a helper fills for certain, and a string, which may be short.
+    let read = "mov r1, r10; add r1, -16; mov r2, 16; mov r3, 0";
+    assert_eq!(cleared(&format!("{read}; call 113; ldxdw r0, [r10-8]; exit")), []);
+    assert_eq!(cleared(&format!("{read}; call 115; ldxdw r0, [r10-8]; exit")), [(-8, 0)]);
+    // One of several bytes is written.
+    let one = "call 7; and r0, 7; mov r1, r10; add r1, -8; add r1, r0; stb [r1], 1; ldxdw r0, [r10-8]; exit";
+    assert_eq!(cleared(one), [(-8, 0)]);
+    // The caller's, read by what it calls.
+    let deep = "mov r1, r10; add r1, -8; call local f; mov r0, 0; exit; f: ldxdw r0, [r1]; exit";
+    assert_eq!(cleared(deep), [(-8, 0)]);
+}
+
+#[test]
+fn constants_and_references_are_handed_out() {
+    let verified = proved("lddw r1, value 102+8; ldxb r2, [r1+0]; ldxsb r0, [r1+0]; ldxdw r3, [r1+8]; exit");
+    assert_eq!([2, 3, 4].map(|slot| verified.known(slot)), [Some(5), Some(5), Some(0)]);
+    let varies = proved(
+        "lddw r1, value 102+8; call 7; lddw r1, value 102+8; jeq r0, 0, a; add r1, 1; a: ldxb r0, [r1]; exit",
+    );
+    let load = varies.ops().iter().position(|op| matches!(op, Op::Load { .. })).unwrap();
+    assert_eq!(varies.known(load), None);
+    let record = proved(
+        "lddw r1, map 103; mov r2, 16; mov r3, 0; call 131; jeq r0, 0, out
+         mov r1, r0; mov r2, 0; call 132; out: mov r0, 0; exit",
+    );
+    assert!(record.takes_references());
+    let held: Vec<_> = (0..record.ops().len()).map(|slot| record.held(slot).unwrap()).collect();
+    assert_eq!(held, [0, 0, 0, 0, 0, 1, 1, 1, 1, 0, 0]);
+}
+
+#[test]
+fn of_a_program_that_nobody_verified_nothing_is_proved() {
+    let verified = proved("stdw [r10-8], 0; mov r0, 0; exit");
+    // SAFETY: it was verified.
+    let trusted = unsafe { Verified::unchecked(verified.into_program()) };
+    assert!(!trusted.is_proved() && trusted.takes_references() && trusted.may_fault(0));
+    assert_eq!((trusted.access(0), trusted.held(0), trusted.known(0)), (None, None, None));
+    assert_eq!(trusted.unwritten(0), StackBytes::below(16));
 }
 
 /// What the kernel says of each helper in each program type: for who maintains `helper::allowed`.
