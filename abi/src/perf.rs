@@ -56,6 +56,8 @@ pub const PERF_COUNT_SW_CPU_CLOCK: u64 = 0;
 pub const PERF_COUNT_SW_TASK_CLOCK: u64 = 1;
 /// `PERF_COUNT_SW_BPF_OUTPUT`.
 pub const PERF_COUNT_SW_BPF_OUTPUT: u64 = 10;
+/// `PERF_COUNT_SW_MAX`.
+pub const PERF_COUNT_SW_MAX: u64 = 12;
 /// `PERF_SAMPLE_RAW`.
 pub const PERF_SAMPLE_RAW: u64 = 1 << 10;
 

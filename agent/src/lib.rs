@@ -14,5 +14,6 @@ pub mod inject;
 pub mod lifecycle;
 pub mod resolve;
 pub mod run;
+pub mod sample;
 pub mod signals;
 pub mod syscalls;

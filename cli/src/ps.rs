@@ -2,7 +2,9 @@
 
 use bpftime_abi::syscall::SYSCALLS;
 use bpftime_abi::{map_type, prog_type};
-use bpftime_shm::session::wire::{LinkKind, LinkSpec, MapRow, Message, ProgSpec, Side, SyscallEvent};
+use bpftime_shm::session::wire::{
+    LinkKind, LinkSpec, MapRow, Message, ProgSpec, SampleEvent, Side, SyscallEvent,
+};
 use bpftime_shm::session::{dir, sock};
 use rustix::fd::AsFd;
 use rustix::io::Errno;
@@ -75,6 +77,11 @@ fn syscall_name(event: &SyscallEvent) -> String {
     format!("syscalls:{side}_{row}")
 }
 
+fn sample_name(event: &SampleEvent) -> String {
+    let cpu = event.cpu.map_or(String::new(), |cpu| format!(" on CPU {cpu}"));
+    format!("sample every {} us{cpu}", event.period / 1000)
+}
+
 fn show(s: &Session) {
     say(format_args!("session of pid {}: {}", s.pid, text(&s.command)));
     for p in &s.progs {
@@ -88,8 +95,13 @@ fn show(s: &Session) {
         ));
     }
     for l in &s.links {
-        if let LinkKind::Syscall(event) = l.kind {
-            say(format_args!("  link {} prog {} {}", l.link, l.prog, syscall_name(&event)));
+        let name = match l.kind {
+            LinkKind::Uprobe => None,
+            LinkKind::Syscall(event) => Some(syscall_name(&event)),
+            LinkKind::Sample(event) => Some(sample_name(&event)),
+        };
+        if let Some(name) = name {
+            say(format_args!("  link {} prog {} {name}", l.link, l.prog));
             continue;
         }
         let kind = if l.ret { "uretprobe" } else { "uprobe" };

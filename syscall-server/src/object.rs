@@ -100,10 +100,12 @@ pub enum PerfKind {
     Syscall(SyscallEvent),
     /// The output buffer of programs.
     BpfOutput,
-    /// CPU_CLOCK with a fixed period: `interval` of bpftrace.
+    /// Time: ticks in the tool, or samples of the targets (`perf::clock` decides).
     Clock {
-        /// Nanoseconds.
-        period: u64,
+        /// Opened with a frequency, not with a period.
+        freq: bool,
+        /// The CPU it was opened on, none for any.
+        cpu: Option<u32>,
     },
 }
 
@@ -142,6 +144,8 @@ pub struct PerfState {
     pub attached: Option<u32>,
     /// The timer thread runs.
     pub ticking: bool,
+    /// Nanoseconds between two events of a clock; 0 for none.
+    pub period: u64,
 }
 
 /// A BPF link.

@@ -5,6 +5,7 @@ use super::session::{Link, Session};
 use crate::hook::{Engine, Site, Want};
 use crate::resolve::{self, Mapping};
 use crate::run::enter::{Entry, Programs};
+use crate::sample::{Samplers, Timers};
 use crate::syscalls::{Calls, Listeners};
 use bpftime_shm::session::wire::LinkKind;
 use std::collections::{HashMap, HashSet};
@@ -24,6 +25,9 @@ pub struct Sites {
     calls: Calls,
     /// Session and id of the links to system calls that `calls` knows.
     call_links: Vec<(u64, u32)>,
+    timers: Timers,
+    /// As `call_links`, of the links that sample.
+    sample_links: Vec<(u64, u32)>,
 }
 
 /// A probe and the list it runs.
@@ -56,6 +60,8 @@ impl Sites {
             linker: None,
             calls: Calls::default(),
             call_links: Vec::new(),
+            timers: Timers::default(),
+            sample_links: Vec::new(),
         }
     }
 
@@ -121,13 +127,9 @@ impl Sites {
 
     /// Makes the programs at system calls what the links say now.
     pub fn publish_calls(&mut self, sessions: &[Session]) {
-        let mut links: Vec<_> = sessions
-            .iter()
-            .flat_map(|s| s.links.values().map(move |l| (s, l)))
-            .filter_map(|(s, l)| if let LinkKind::Syscall(e) = l.spec.kind { Some((s, l, e)) } else { None })
-            .collect();
-        links.sort_by_key(|(s, l, _)| (s.id, l.spec.link));
-        let ids: Vec<_> = links.iter().map(|(s, l, _)| (s.id, l.spec.link)).collect();
+        let of = |l: &Link| if let LinkKind::Syscall(e) = l.spec.kind { Some(e) } else { None };
+        let links = links_of(sessions, of);
+        let ids = ids_of(&links);
         if ids == self.call_links {
             return;
         }
@@ -138,6 +140,27 @@ impl Sites {
         }
         self.call_links = ids;
         self.calls.set(&mut self.engine, listeners, &maps);
+    }
+
+    /// Makes the programs that sample what the links say now.
+    pub fn publish_samples(&mut self, sessions: &[Session]) {
+        let of = |l: &Link| if let LinkKind::Sample(e) = l.spec.kind { Some(e) } else { None };
+        let links = links_of(sessions, of);
+        let ids = ids_of(&links);
+        if ids == self.sample_links {
+            return;
+        }
+        let mut samplers = Samplers::default();
+        for (session, link, event) in links {
+            samplers.add(&event, entry_of(session, link, event.cookie));
+        }
+        self.sample_links = ids;
+        self.timers.set(samplers);
+    }
+
+    /// The timers of links that sample.
+    pub fn timers(&mut self) -> &mut Timers {
+        &mut self.timers
     }
 
     /// Looks for system calls in libraries that came.
@@ -176,22 +199,27 @@ impl Sites {
     /// Finishes what had to wait for threads; tells whether some still has to.
     pub fn upgrade(&mut self) -> bool {
         self.collect_garbage();
-        self.engine.upgrade() > 0 || !self.retired.is_empty() || self.calls.has_garbage()
+        self.engine.upgrade() > 0 || self.has_garbage()
     }
 
     /// Takes every probe out, for good.
     pub fn abandon(self) {
+        self.timers.abandon();
         drop(self.engine);
         std::mem::forget((self.lists, self.retired));
     }
 
     /// Frees what no thread can be reading any more; keeps it for later when one does not come out in time.
     pub fn collect_garbage(&mut self) {
-        let garbage = !self.retired.is_empty() || self.calls.has_garbage();
-        if garbage && self.engine.quiesce(QUIESCE_LIMIT) {
+        if self.has_garbage() && self.engine.quiesce(QUIESCE_LIMIT) {
             self.retired.clear();
             self.calls.collect_garbage();
+            self.timers.collect_garbage();
         }
+    }
+
+    fn has_garbage(&self) -> bool {
+        !self.retired.is_empty() || self.calls.has_garbage() || self.timers.has_garbage()
     }
 
     /// Probes the dynamic linker's notification function, so that libraries are looked at before dlopen returns.
@@ -212,6 +240,18 @@ impl Sites {
             self.remove(addr);
         }
     }
+}
+
+/// The links of one kind with what `of` finds in them, in an order that only a change of links changes.
+fn links_of<E>(sessions: &[Session], of: impl Fn(&Link) -> Option<E>) -> Vec<(&Session, &Link, E)> {
+    let all = sessions.iter().flat_map(|s| s.links.values().map(move |l| (s, l)));
+    let mut links: Vec<_> = all.filter_map(|(s, l)| Some((s, l, of(l)?))).collect();
+    links.sort_by_key(|(s, l, _)| (s.id, l.spec.link));
+    links
+}
+
+fn ids_of<E>(links: &[(&Session, &Link, E)]) -> Vec<(u64, u32)> {
+    links.iter().map(|(s, l, _)| (s.id, l.spec.link)).collect()
 }
 
 /// A link's program, as a probe runs it.

@@ -165,6 +165,7 @@ impl State {
     fn settle(&mut self, dirty: Dirty) {
         self.sites.publish(&mut self.sessions, dirty);
         self.sites.publish_calls(&self.sessions);
+        self.sites.publish_samples(&self.sessions);
         if self.sessions.iter().any(|s| !s.links.is_empty()) {
             self.sites.watch_linker(super::r#loop::on_linker_change);
         } else {
@@ -181,6 +182,16 @@ impl State {
         });
         self.silent.retain(|path, _| path.exists());
         self.sites.upgrade() || !self.leftovers.is_empty()
+    }
+
+    /// Whether [`State::follow_threads`] has to be called now and then.
+    pub fn samples(&mut self) -> bool {
+        self.sites.timers().active()
+    }
+
+    /// Samples threads that are new.
+    pub fn follow_threads(&mut self) {
+        self.sites.timers().follow();
     }
 
     /// Whether a session is to be asked again although nothing wakes us.
@@ -223,6 +234,7 @@ impl State {
 
     /// The child side of fork: connections belong to the parent.
     pub fn forget_connections(&mut self) {
+        self.sites.timers().forget();
         for s in &mut self.sessions {
             // The descriptor lived in the parent's control thread's table; the number means nothing here.
             std::mem::forget(s.sock.take());

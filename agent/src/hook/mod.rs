@@ -86,6 +86,17 @@ pub struct Callbacks {
 pub const RETURNS_TWICE: &[&str] =
     &["vfork", "__vfork", "setjmp", "_setjmp", "__sigsetjmp", "sigsetjmp", "getcontext", "savectx"];
 
+/// What the kernel tells about this process's threads.
+pub mod threads {
+    pub use super::tasks::{is_blocked as blocks_trap, is_debugged, tids};
+
+    /// Whether the thread is one of our own.
+    pub fn is_muted(tid: i32) -> bool {
+        use std::sync::atomic::Ordering::Relaxed;
+        super::thread::all().any(|b| b.tid.load(Relaxed) == tid && b.mute.load(Relaxed) != 0)
+    }
+}
+
 /// The child side of fork, before a thread of ours is started in it.
 pub fn forked() {
     thread::forked();

@@ -11,7 +11,8 @@ struct Status {
     switches: u64,
 }
 
-fn tids() -> Vec<i32> {
+/// The process's threads.
+pub fn tids() -> Vec<i32> {
     let Ok(dir) = std::fs::read_dir("/proc/self/task") else { return Vec::new() };
     dir.flatten().filter_map(|e| e.file_name().to_str()?.parse().ok()).collect()
 }
@@ -27,6 +28,17 @@ fn parse(text: &str) -> Option<Status> {
         blocked: u64::from_str_radix(field("SigBlk:")?, 16).ok()?,
         switches: number("voluntary_ctxt_switches:")? + number("nonvoluntary_ctxt_switches:")?,
     })
+}
+
+/// Whether the thread blocks SIGTRAP at this moment, or is gone.
+pub fn is_blocked(tid: i32) -> bool {
+    status(tid).is_none_or(|s| s.blocked & 1 << (libc::SIGTRAP - 1) != 0)
+}
+
+/// Whether a debugger, or strace, is attached to the process.
+pub fn is_debugged() -> bool {
+    let text = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    text.lines().find_map(|l| l.strip_prefix("TracerPid:")).is_some_and(|pid| pid.trim() != "0")
 }
 
 /// A thread that blocks SIGTRAP, which an int3 would kill. A thread that is being created or about to end blocks

@@ -4,7 +4,8 @@
 //! code. So: raw system calls, atomics, no allocation, no lock that the interrupted code could hold (writers of
 //! the records block all signals first).
 //!
-//! What is ours: an int3 the engine wrote; a fault in a guarded copy; a fault in BPF code under `run_guarded`.
+//! What is ours: an int3 the engine wrote; a timer that samples; a fault in a guarded copy; a fault in BPF code under
+//! `run_guarded`.
 //! Everything else goes to the disposition the application set, with its mask and flags: a handler is called in
 //! place, SIG_DFL is restored and the signal happens again, SIG_IGN returns unless the signal was forced.
 
@@ -13,6 +14,7 @@ mod ranges;
 
 use crate::arch::{copy, sys};
 use crate::hook::{self, ThreadBlock};
+use crate::sample;
 use chain::{KernelAction, Record};
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering::*};
 
@@ -34,7 +36,8 @@ type Handler = unsafe extern "C-unwind" fn(i32, *mut libc::siginfo_t, *mut libc:
 fn our_action(sig: i32) -> KernelAction {
     let f: Handler = if sig == libc::SIGTRAP { on_trap } else { on_fault };
     // NODEFER and an empty mask: a guarded copy in the application's handler for the same signal works too.
-    let flags = libc::SA_SIGINFO | libc::SA_ONSTACK | libc::SA_NODEFER;
+    // RESTART: what of ours arrives during a system call must not end it.
+    let flags = libc::SA_SIGINFO | libc::SA_ONSTACK | libc::SA_NODEFER | libc::SA_RESTART;
     KernelAction::new(f as *const () as usize, flags as u64, 0)
 }
 
@@ -128,6 +131,10 @@ unsafe extern "C-unwind" fn on_trap(sig: i32, info: *mut libc::siginfo_t, uc: *m
         && let Some(rip) = hook::trapped(regs[RIP] as usize)
     {
         regs[RIP] = rip as i64;
+        return;
+    }
+    // SAFETY: the kernel's arguments; the context is read only.
+    if code == libc::SI_TIMER && unsafe { sample::on_timer(info, &*uc) } {
         return;
     }
     // SAFETY: the kernel's arguments, passed on.

@@ -6,7 +6,7 @@
 use rustix::io::Errno;
 
 /// Version of this protocol; the two ends must agree.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 
 /// Where in a file a link's probes stand.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -50,6 +50,17 @@ pub struct SyscallEvent {
     pub cookie: u64,
 }
 
+/// Samples of the threads' processor time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct SampleEvent {
+    /// Nanoseconds of a thread's processor time between two samples.
+    pub period: u64,
+    /// Only samples on this CPU; `None` for all.
+    pub cpu: Option<u32>,
+    /// What bpf_get_attach_cookie returns.
+    pub cookie: u64,
+}
+
 /// What a link attaches to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LinkKind {
@@ -57,6 +68,8 @@ pub enum LinkKind {
     Uprobe,
     /// System calls; the link has no file and no points.
     Syscall(SyscallEvent),
+    /// Processor time; the link has no file and no points.
+    Sample(SampleEvent),
 }
 
 /// A link to functions of a file (uprobe, uretprobe, USDT), or to system calls.
@@ -220,12 +233,22 @@ impl Writer {
         self.list(&p.maps, |w, m| w.u32(*m));
     }
     fn link_kind(&mut self, kind: LinkKind) {
-        let LinkKind::Syscall(e) = kind else { return self.u8(0) };
-        self.u8(1);
-        self.u8((e.side == Side::Exit).into());
-        self.u8((e.context == CallContext::Arguments).into());
-        self.u32(e.nr.unwrap_or(u32::MAX));
-        self.u64(e.cookie);
+        match kind {
+            LinkKind::Uprobe => self.u8(0),
+            LinkKind::Syscall(e) => {
+                self.u8(1);
+                self.u8((e.side == Side::Exit).into());
+                self.u8((e.context == CallContext::Arguments).into());
+                self.u32(e.nr.unwrap_or(u32::MAX));
+                self.u64(e.cookie);
+            }
+            LinkKind::Sample(e) => {
+                self.u8(2);
+                self.u64(e.period);
+                self.u32(e.cpu.unwrap_or(u32::MAX));
+                self.u64(e.cookie);
+            }
+        }
     }
     fn link(&mut self, l: &LinkSpec) {
         self.link_kind(l.kind);
@@ -292,15 +315,21 @@ impl<'a> Reader<'a> {
         Ok(Point { offset: self.u64()?, ref_ctr_offset: self.u64()?, cookie: self.u64()? })
     }
     fn link_kind(&mut self) -> Result<LinkKind, Errno> {
-        if self.u8()? == 0 {
-            return Ok(LinkKind::Uprobe);
-        }
-        Ok(LinkKind::Syscall(SyscallEvent {
-            side: if self.u8()? == 0 { Side::Enter } else { Side::Exit },
-            context: if self.u8()? == 0 { CallContext::Record } else { CallContext::Arguments },
-            nr: Some(self.u32()?).filter(|nr| *nr != u32::MAX),
-            cookie: self.u64()?,
-        }))
+        Ok(match self.u8()? {
+            0 => LinkKind::Uprobe,
+            1 => LinkKind::Syscall(SyscallEvent {
+                side: if self.u8()? == 0 { Side::Enter } else { Side::Exit },
+                context: if self.u8()? == 0 { CallContext::Record } else { CallContext::Arguments },
+                nr: Some(self.u32()?).filter(|nr| *nr != u32::MAX),
+                cookie: self.u64()?,
+            }),
+            2 => LinkKind::Sample(SampleEvent {
+                period: self.u64()?,
+                cpu: Some(self.u32()?).filter(|cpu| *cpu != u32::MAX),
+                cookie: self.u64()?,
+            }),
+            _ => return Err(Errno::BADMSG),
+        })
     }
     fn link(&mut self) -> Result<LinkSpec, Errno> {
         Ok(LinkSpec {
@@ -436,6 +465,11 @@ mod tests {
         LinkSpec { kind: LinkKind::Syscall(event), points: vec![], path: vec![], ..link() }
     }
 
+    fn sample_link() -> LinkSpec {
+        let event = SampleEvent { period: 5_025_125, cpu: Some(1), cookie: 1 << 34 };
+        LinkSpec { kind: LinkKind::Sample(event), points: vec![], path: vec![], ..link() }
+    }
+
     fn samples() -> Vec<Message> {
         let prog = ProgSpec { prog: 1, prog_type: 2, name: b"p".to_vec(), maps: vec![1, 2] };
         let map = MapRow { map: 1, map_type: 2, key_size: 4, value_size: 8, max_entries: 3, name: vec![] };
@@ -447,6 +481,7 @@ mod tests {
             Message::Prog(prog.clone()),
             Message::Link(link()),
             Message::Link(syscall_link()),
+            Message::Link(sample_link()),
             Message::Unlink { link: 7 },
             Message::Drop { progs: vec![1], maps: vec![2, 3] },
             Message::Sync { seq: 77 },

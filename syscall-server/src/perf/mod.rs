@@ -1,5 +1,6 @@
 //! perf_event_open(2) and the ioctls of perf events.
 
+mod clock;
 pub mod context;
 mod golang;
 pub mod mmap;
@@ -10,11 +11,11 @@ pub mod tracepoint;
 pub use open::open;
 
 use crate::cmd::link::takes_program;
-use crate::object::{self, Object, PerfKind, PerfObject, ProgObject};
+use crate::object::{self, Object, PerfKind, PerfObject, PerfState, ProgObject};
 use crate::{broker, user};
 use bpftime_abi::perf;
 use bpftime_abi::prog_type::{BPF_PROG_TYPE_KPROBE, BPF_PROG_TYPE_PERF_EVENT, BPF_PROG_TYPE_TRACEPOINT};
-use bpftime_shm::session::wire::{LinkKind, LinkSpec, Point};
+use bpftime_shm::session::wire::{LinkKind, LinkSpec, Point, SampleEvent};
 use rustix::fd::OwnedFd;
 use rustix::io::Errno;
 use std::sync::{Arc, PoisonError};
@@ -36,7 +37,9 @@ fn event_ioctl(event: &Arc<PerfObject>, request: u64, arg: usize) -> Result<i64,
             set_program(event, &prog, 0, None)
         }
         perf::IOC_ID => user::write_value(arg as u64, &event.id),
-        perf::IOC_RESET | perf::IOC_REFRESH | perf::IOC_PERIOD | perf::IOC_SET_OUTPUT => Ok(()),
+        perf::IOC_PERIOD => clock::set_period(event, user::read_value(arg as u64)?),
+        perf::IOC_REFRESH => clock::refresh(event),
+        perf::IOC_RESET | perf::IOC_SET_OUTPUT => Ok(()),
         _ => Err(Errno::NOTTY),
     };
     tracing::debug!(event = event.id, request, result = ?r, "ioctl");
@@ -84,10 +87,7 @@ fn set_enabled(event: &Arc<PerfObject>, on: bool) -> Result<(), Errno> {
 fn apply(event: &Arc<PerfObject>) -> Result<(), Errno> {
     match &event.kind {
         PerfKind::Uprobe { .. } | PerfKind::Syscall(_) => apply_probe(event),
-        PerfKind::Clock { period } => {
-            timer::start(event, *period);
-            Ok(())
-        }
+        PerfKind::Clock { .. } => clock::apply(event),
         PerfKind::BpfOutput => Ok(()),
     }
 }
@@ -99,7 +99,7 @@ fn apply_probe(event: &Arc<PerfObject>) -> Result<(), Errno> {
             let link = object::next_id();
             let watch = event.liveness.lock().unwrap_or_else(PoisonError::into_inner);
             let copy = watch.as_ref().map(crate::fds::hidden).transpose()?;
-            broker::attach(spec_of(event, link, &prog, state.cookie)?, &prog, copy)?;
+            broker::attach(spec_of(event, link, &prog, &state)?, &prog, copy)?;
             drop(watch);
             state.attached = Some(link);
         }
@@ -112,9 +112,14 @@ fn apply_probe(event: &Arc<PerfObject>) -> Result<(), Errno> {
     Ok(())
 }
 
-fn spec_of(event: &PerfObject, link: u32, prog: &ProgObject, cookie: u64) -> Result<LinkSpec, Errno> {
+fn spec_of(event: &PerfObject, link: u32, prog: &ProgObject, state: &PerfState) -> Result<LinkSpec, Errno> {
+    let cookie = state.cookie;
     if let PerfKind::Syscall(call) = event.kind {
         return Ok(tracepoint::spec_of(call, event, link, prog, cookie));
+    }
+    if let PerfKind::Clock { cpu, .. } = event.kind {
+        let sample = SampleEvent { period: state.period, cpu, cookie };
+        return Ok(clock::spec(sample, event.pid, link, prog));
     }
     let PerfKind::Uprobe { path, file, offset, ret, ref_ctr_offset } = &event.kind else {
         return Err(Errno::INVAL);

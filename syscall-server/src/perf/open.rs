@@ -30,7 +30,8 @@ fn open_checked(attr: u64, pid: i32, cpu: i32, group: i32, flags: u64) -> Result
         object::perf(group as u32).map_err(|_| Errno::BADF)?;
     }
     check_cpu(cpu)?;
-    let kind = kind_of(&a)?;
+    check_rate(&a)?;
+    let kind = kind_of(&a, cpu)?;
     check_pid(pid)?;
     create(&a, kind, (pid, cpu), flags)
 }
@@ -68,27 +69,26 @@ fn uprobe_pmu() -> u32 {
     })
 }
 
-fn kind_of(a: &PerfEventAttr) -> Result<PerfKind, Errno> {
+/// A frequency is limited, a period has no sign.
+fn check_rate(a: &PerfEventAttr) -> Result<(), Errno> {
+    let freq = a.flags & perf::ATTR_FREQ != 0;
+    let valid = if freq { a.sample_period <= super::clock::max_rate() } else { a.sample_period >> 63 == 0 };
+    if valid { Ok(()) } else { Err(Errno::INVAL) }
+}
+
+fn kind_of(a: &PerfEventAttr, cpu: i32) -> Result<PerfKind, Errno> {
     match (a.type_, a.config) {
         (perf::PERF_TYPE_SOFTWARE, perf::PERF_COUNT_SW_BPF_OUTPUT) => Ok(PerfKind::BpfOutput),
         (perf::PERF_TYPE_SOFTWARE, perf::PERF_COUNT_SW_CPU_CLOCK | perf::PERF_COUNT_SW_TASK_CLOCK) => {
-            clock(a)
+            Ok(PerfKind::Clock { freq: a.flags & perf::ATTR_FREQ != 0, cpu: u32::try_from(cpu).ok() })
         }
+        // Software events that only the kernel sees.
+        (perf::PERF_TYPE_SOFTWARE, n) if n < perf::PERF_COUNT_SW_MAX => Err(Errno::OPNOTSUPP),
         (t, _) if t == uprobe_pmu() => uprobe(a),
         (perf::PERF_TYPE_TRACEPOINT, _) => super::tracepoint::event(a).map(PerfKind::Syscall),
-        // What the kernel says without such a PMU; the tools name the event in their message.
-        (perf::PERF_TYPE_HARDWARE, _) => Err(Errno::NOENT),
-        _ => Err(Errno::OPNOTSUPP),
+        // What the kernel says without such a PMU, hardware events too; the tools name the event in their message.
+        _ => Err(Errno::NOENT),
     }
-}
-
-/// A fixed period ticks in the tool. A frequency samples the threads of the targets, which is another source.
-fn clock(a: &PerfEventAttr) -> Result<PerfKind, Errno> {
-    if a.flags & perf::ATTR_FREQ != 0 {
-        return Err(Errno::OPNOTSUPP);
-    }
-    // The kernel's floor for software clocks is 10 us.
-    Ok(PerfKind::Clock { period: a.sample_period.max(10_000) })
 }
 
 fn uprobe(a: &PerfEventAttr) -> Result<PerfKind, Errno> {
@@ -146,7 +146,11 @@ fn create(a: &PerfEventAttr, kind: PerfKind, (pid, cpu): (i32, i32), flags: u64)
     } else {
         (None, Some(ours))
     };
-    let state = PerfState { enabled: a.flags & perf::ATTR_DISABLED == 0, ..PerfState::default() };
+    let state = PerfState {
+        enabled: a.flags & perf::ATTR_DISABLED == 0,
+        period: super::clock::period_of(a.flags & perf::ATTR_FREQ != 0, a.sample_period),
+        ..PerfState::default()
+    };
     let event = Arc::new(PerfObject {
         id: NEXT.fetch_add(1, Ordering::Relaxed),
         kind,

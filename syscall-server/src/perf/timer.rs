@@ -1,39 +1,40 @@
-//! Clock events with a fixed period: the program runs in the tool, on a thread of ours.
+//! Clock events that tick in the tool: the program runs on a thread of ours.
 
-use crate::broker;
 use crate::object::PerfObject;
+use crate::{broker, fds};
 use rustix::event::{PollFd, PollFlags};
 use rustix::fd::OwnedFd;
+use rustix::io::Errno;
 use std::sync::{Arc, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 /// Context of a `BPF_PROG_TYPE_PERF_EVENT` program (`struct bpf_perf_event_data`: registers, period, address).
 const CTX_LEN: usize = bpftime_abi::regs::PT_REGS_SIZE + 16;
 
-/// Starts the event's thread if it has a program, is enabled, and has none yet.
-pub fn start(event: &Arc<PerfObject>, period: u64) {
+/// Starts the event's thread unless it has one.
+pub fn start(event: &Arc<PerfObject>) -> Result<(), Errno> {
     let mut state = event.state.lock().unwrap_or_else(PoisonError::into_inner);
-    if state.ticking || !state.enabled || state.prog.is_none() {
-        return;
+    if state.ticking {
+        return Ok(());
     }
-    let watch = event.liveness.lock().unwrap_or_else(PoisonError::into_inner).take();
-    let weak = Arc::downgrade(event);
+    let watch = event.liveness.lock().unwrap_or_else(PoisonError::into_inner);
+    let watch = watch.as_ref().map(fds::hidden).transpose()?;
+    let (weak, period) = (Arc::downgrade(event), state.period);
     let body = move || {
         std::mem::forget(bpftime_agent::hook::Mute::new());
         run(&weak, period, watch);
     };
     state.ticking = bpftime_agent::lifecycle::spawn_quiet("bpftime-timer", body).is_ok();
+    Ok(())
 }
 
-fn run(event: &Weak<PerfObject>, period: u64, watch: Option<OwnedFd>) {
-    let period = Duration::from_nanos(period);
-    let mut next = Instant::now() + period;
+fn run(event: &Weak<PerfObject>, first: u64, watch: Option<OwnedFd>) {
+    let mut next = Instant::now() + Duration::from_nanos(first);
     loop {
         if closed_before(watch.as_ref(), next) {
             return;
         }
-        let Some(event) = event.upgrade() else { return };
-        tick(&event, period.as_nanos() as u64);
+        let Some(period) = event.upgrade().and_then(|e| tick(&e)) else { return };
         // Ticks that were slept through are not made up for, as the kernel's hrtimer forwards over them.
         let now = Instant::now();
         while next <= now {
@@ -57,14 +58,22 @@ fn closed_before(watch: Option<&OwnedFd>, next: Instant) -> bool {
     }
 }
 
-fn tick(event: &PerfObject, period: u64) {
-    let prog = {
-        let state = event.state.lock().unwrap_or_else(PoisonError::into_inner);
-        state.prog.clone().filter(|_| state.enabled)
+/// Runs the program; nanoseconds to the next time, `None` when the event became one that samples targets.
+fn tick(event: &PerfObject) -> Option<Duration> {
+    let (prog, period) = {
+        let mut state = event.state.lock().unwrap_or_else(PoisonError::into_inner);
+        if state.attached.is_some() {
+            state.ticking = false;
+            return None;
+        }
+        (state.prog.clone().filter(|_| state.enabled), state.period)
     };
-    let Some(prog) = prog else { return };
-    let (Some(program), Ok(session)) = (prog.link_here(), broker::session()) else { return };
-    let mut ctx = [0u64; CTX_LEN / 8];
-    ctx[bpftime_abi::regs::PT_REGS_SIZE / 8] = period;
-    bpftime_agent::run::enter::run_here(&program, &session, ctx.as_mut_ptr().cast(), 0);
+    if let Some(program) = prog.and_then(|p| p.link_here())
+        && let Ok(session) = broker::session()
+    {
+        let mut ctx = [0u64; CTX_LEN / 8];
+        ctx[bpftime_abi::regs::PT_REGS_SIZE / 8] = period;
+        bpftime_agent::run::enter::run_here(&program, &session, ctx.as_mut_ptr().cast(), 0);
+    }
+    Some(Duration::from_nanos(period))
 }
