@@ -59,7 +59,8 @@ static void *waiter(void *arg) {
 
 static void run(int n, long each, int others) {
   pthread_t t[64], s, w;
-  stop = 0, eintr = 0, stray = 0;
+  stop = 0;
+  eintr = stray = 0;
   long before = ms(CLOCK_PROCESS_CPUTIME_ID);
   if (others) pthread_create(&s, 0, sleeper, 0), pthread_create(&w, 0, waiter, 0);
   for (int i = 0; i < n; i++) pthread_create(&t[i], 0, burner, (void *)each);
