@@ -256,14 +256,8 @@ fn ids_of<E>(links: &[(&Session, &Link, E)]) -> Vec<(u64, u32)> {
 
 /// A link's program, as a probe runs it.
 fn entry_of(session: &Session, link: &Link, cookie: u64) -> Entry {
-    Entry {
-        func: link.program.entry(),
-        program: link.program.clone(),
-        session: session.shared.clone(),
-        enabled: link.enabled.clone(),
-        cookie,
-        only_pid: if link.spec.pid > 0 { std::process::id() } else { 0 },
-    }
+    let only_pid = if link.spec.pid > 0 { std::process::id() } else { 0 };
+    Entry::new(link.program.clone(), session.shared.clone(), cookie, link.enabled.clone(), only_pid)
 }
 
 /// The programs at `addr`, newest link first: the kernel runs the consumers of a probe in that order.

@@ -1,7 +1,7 @@
 //! From a probe hit to its programs: the callbacks that the hook engine's thunks call.
 
-use super::image::Func;
-use super::{FUEL, Reads, Run, process};
+use super::image::{Func, Program};
+use super::{Bound, FUEL, Hit, Reads, Run, process};
 use crate::arch::PtRegs;
 use crate::arch::guarded::Recover;
 use crate::hook::{Site, ThreadBlock};
@@ -20,18 +20,45 @@ pub struct Session {
 
 /// One program on one probe.
 pub struct Entry {
-    /// Compiled code.
-    pub func: Func,
-    /// Keeps code and maps alive while the entry is published.
-    pub program: Arc<super::image::Program>,
-    /// Whose program it is.
-    pub session: Arc<Session>,
+    bound: Bound,
     /// Cleared first at detach, so that no hit counts after the tool was told.
-    pub enabled: Arc<AtomicBool>,
-    /// The link's cookie.
-    pub cookie: u64,
+    enabled: Arc<AtomicBool>,
     /// Only in this process, or 0. A forked child carries the probe but is not traced.
-    pub only_pid: u32,
+    only_pid: u32,
+    /// Whose program it is. `bound` points to it, and to the program.
+    pub session: Arc<Session>,
+    _program: Arc<Program>,
+}
+
+impl Entry {
+    /// Keeps code and maps alive while it is published.
+    pub fn new(
+        program: Arc<Program>,
+        session: Arc<Session>,
+        cookie: u64,
+        enabled: Arc<AtomicBool>,
+        only_pid: u32,
+    ) -> Self {
+        let bound = Bound::new(&program, &session, cookie);
+        Self { bound, enabled, only_pid, session, _program: program }
+    }
+
+    #[inline]
+    fn runs_in(&self, pid: u32) -> bool {
+        self.enabled.load(Ordering::Relaxed) && (self.only_pid == 0 || self.only_pid == pid)
+    }
+}
+
+// SAFETY: the pointers of `bound` lead into the other fields, which may be shared between threads.
+unsafe impl Send for Entry {}
+// SAFETY: as above.
+unsafe impl Sync for Entry {}
+
+impl Bound {
+    /// Points into all it is given.
+    fn new(program: &Program, session: &Session, cookie: u64) -> Self {
+        Self { func: program.entry(), page: &session.page, owner: &session.owner, program, cookie }
+    }
 }
 
 /// What a site's `programs` word points to. Immutable once published.
@@ -61,7 +88,7 @@ pub unsafe extern "C" fn on_entry(site: *const Site, regs: *mut PtRegs) -> u64 {
         if let Some(internal) = programs.internal {
             internal();
         }
-        hit(&programs.entry, regs, site.addr as u64, programs.at_entry);
+        hit(&programs.entry, &hit_of(site, regs, programs.at_entry));
     }
     0
 }
@@ -74,8 +101,13 @@ pub unsafe extern "C" fn on_return(site: *const Site, regs: *mut PtRegs) {
     // SAFETY: as in `on_entry`.
     let (site, regs) = unsafe { (&*site, &*regs) };
     if let Some(programs) = published(site) {
-        hit(&programs.ret, regs, site.addr as u64, false);
+        hit(&programs.ret, &hit_of(site, regs, false));
     }
+}
+
+#[inline]
+fn hit_of(site: &Site, regs: &PtRegs, at_entry: bool) -> Hit {
+    Hit { ctx: std::ptr::from_ref(regs) as u64, regs, func_ip: site.addr as u64, at_entry }
 }
 
 /// The list the site runs, if any.
@@ -87,21 +119,15 @@ fn published(site: &Site) -> Option<&Programs> {
 }
 
 #[inline]
-fn hit(entries: &[Entry], regs: &PtRegs, func_ip: u64, at_entry: bool) {
+fn hit(entries: &[Entry], hit: &Hit) {
     if entries.is_empty() {
         return;
     }
     let Some(block) = ThreadBlock::current() else { return };
     let pid = process::pid();
     let tid = process::tid(block, pid);
-    for entry in entries {
-        if !entry.enabled.load(Ordering::Relaxed) || (entry.only_pid != 0 && entry.only_pid != pid) {
-            continue;
-        }
-        let who = Who { block, pid, tid, thread: tid };
-        let ctx = std::ptr::from_ref(regs) as u64;
-        run_entry(entry, &who, ctx, regs, func_ip, at_entry);
-    }
+    let who = Who { block, pid, tid, thread: tid };
+    entries.iter().for_each(|entry| run_event(entry, &who, hit));
 }
 
 /// Who runs a program.
@@ -116,51 +142,52 @@ pub struct Who<'a> {
     pub thread: u32,
 }
 
-/// Runs one program of an event that is not a probe, on a context of its own. `regs` are the thread's.
-pub fn run_event(entry: &Entry, who: &Who, regs: &PtRegs, ctx: u64) {
-    if entry.enabled.load(Ordering::Relaxed) && (entry.only_pid == 0 || entry.only_pid == who.pid) {
-        run_entry(entry, who, ctx, regs, 0, false);
-    }
-}
-
+/// Runs one program of an event, if it is enabled and for this process.
 #[inline]
-fn run_entry(entry: &Entry, who: &Who, ctx: u64, regs: &PtRegs, func_ip: u64, at_entry: bool) {
-    let session = &*entry.session;
-    let owner = OwnerWord::new(session.owner.load(Ordering::Relaxed), who.thread);
-    let Some(cpu) = session.page.acquire(process::current_cpu(), owner, process::thread_alive) else {
-        return;
-    };
-    let mut run = Run {
-        header: header(who.pid, who.tid, cpu, entry.cookie, func_ip),
-        regs,
-        page: &session.page,
-        owner,
-        reads: Reads::Unknown,
-        program: &*entry.program,
-        at_entry,
-    };
-    let faulted = call_guarded(who.block, entry.func, ctx, &mut run);
-    session.page.release(cpu);
-    if faulted || run.header.fuel < 0 {
+pub fn run_event(entry: &Entry, who: &Who, hit: &Hit) {
+    if entry.runs_in(who.pid) && run(&entry.bound, who, hit).is_some_and(|end| end == End::Abandoned) {
         abandoned(entry);
     }
 }
 
-/// What compiled code reads by itself. `func_ip` is the probed instruction, or the function for a return probe.
-#[inline]
-fn header(pid: u32, tid: u32, cpu: u32, cookie: u64, func_ip: u64) -> RunHeader {
-    let pid_tgid = u64::from(pid) << 32 | u64::from(tid);
-    RunHeader { fuel: FUEL, pid_tgid, cookie, func_ip, cpu, reserved: 0 }
+/// How a run ended.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum End {
+    /// By itself, with this result.
+    Returned(u64),
+    /// By a fault, or for want of fuel.
+    Abandoned,
 }
 
-/// Calls the program; true when a fault in its code ended it.
+/// One run, on a CPU slot of its own; `None` when there was none to be had.
 #[inline]
-fn call_guarded(block: &ThreadBlock, func: Func, ctx: u64, run: &mut Run) -> bool {
+fn run(bound: &Bound, who: &Who, hit: &Hit) -> Option<End> {
+    // SAFETY: the owner of `bound` keeps what it points to.
+    let (page, owner) = unsafe { (&*bound.page, &*bound.owner) };
+    let owner = OwnerWord::new(owner.load(Ordering::Relaxed), who.thread);
+    let cpu = page.acquire(process::current_cpu(), owner, process::thread_alive)?;
+    let mut run = Run {
+        header: RunHeader {
+            fuel: FUEL,
+            pid_tgid: u64::from(who.pid) << 32 | u64::from(who.tid),
+            cookie: bound.cookie,
+            func_ip: hit.func_ip,
+            cpu,
+            reserved: 0,
+        },
+        bound,
+        hit,
+        owner,
+        reads: Reads::Unknown,
+    };
     let mut recover = Recover::new();
-    let args = [func as usize as u64, ctx, run as *mut Run as u64, 0];
+    let args = [bound.func as usize as u64, hit.ctx, &raw mut run as u64, 0];
     // SAFETY: the thread's own block; a program may be abandoned anywhere, it holds nothing but its CPU slot, which
-    // the caller gives back.
-    unsafe { block.run_guarded(call, args, &mut recover).faulted != 0 }
+    // is given back below.
+    let outcome = unsafe { who.block.run_guarded(call, args, &mut recover) };
+    page.release(cpu);
+    let abandoned = outcome.faulted != 0 || run.header.fuel < 0;
+    Some(if abandoned { End::Abandoned } else { End::Returned(outcome.value) })
 }
 
 /// The program's own convention behind the guard's.
@@ -179,31 +206,16 @@ fn abandoned(entry: &Entry) {
     entry.enabled.store(false, Ordering::Relaxed);
 }
 
-/// Runs a program in the tool itself, on `ctx`: BPF_PROG_TEST_RUN (bpftrace's BEGIN and END) and interval timers.
-pub fn run_here(
-    program: &super::image::Program,
-    session: &Session,
-    ctx: *mut u8,
-    cookie: u64,
-) -> Option<u64> {
+/// Runs a program in the tool itself, on `ctx`: BPF_PROG_TEST_RUN (bpftrace's BEGIN and END) and interval timers. Its
+/// result, 0 if it was abandoned; `None` when it could not start.
+pub fn run_here(program: &Program, session: &Session, ctx: *mut u8, cookie: u64) -> Option<u64> {
     let block = ThreadBlock::current()?;
     let pid = process::pid();
     let tid = process::tid(block, pid);
-    let owner = OwnerWord::new(session.owner.load(Ordering::Relaxed), tid);
-    let cpu = session.page.acquire(process::current_cpu(), owner, process::thread_alive)?;
-    let mut run = Run {
-        header: header(pid, tid, cpu, cookie, 0),
-        regs: std::ptr::null(),
-        page: &session.page,
-        owner,
-        reads: Reads::Unknown,
-        program,
-        at_entry: false,
-    };
-    let mut recover = Recover::new();
-    let args = [program.entry() as usize as u64, ctx as u64, &raw mut run as u64, 0];
-    // SAFETY: as in `call_guarded`; `ctx` is what the program's type expects.
-    let outcome = unsafe { block.run_guarded(call, args, &mut recover) };
-    session.page.release(cpu);
-    Some(outcome.value)
+    let who = Who { block, pid, tid, thread: tid };
+    let hit = Hit { ctx: ctx as u64, regs: std::ptr::null(), func_ip: 0, at_entry: false };
+    match run(&Bound::new(program, session, cookie), &who, &hit)? {
+        End::Returned(value) => Some(value),
+        End::Abandoned => Some(0),
+    }
 }

@@ -15,28 +15,54 @@ use crate::arch::PtRegs;
 use bpftime_shm::Map;
 use bpftime_shm::session::page::{OwnerWord, Page};
 use bpftime_vm::RunHeader;
+use std::sync::atomic::AtomicU32;
 
 /// Back-edges and calls a run may take before it is ended: some milliseconds, far above what the kernel's verifier
 /// lets a tracing program do, and far below what a user would call a hang.
 pub const FUEL: i64 = 1 << 24;
 
+/// What caused a run: the same for all programs of one event.
+#[repr(C)]
+#[derive(Debug)]
+pub struct Hit {
+    /// What the programs get as their context.
+    pub ctx: u64,
+    /// The thread's registers; null for an event of the tool's own.
+    pub regs: *const PtRegs,
+    /// Address of the probed instruction, or of the function for a return probe.
+    pub func_ip: u64,
+    /// Whether `regs` are those at the first instruction of a function that has no frame yet.
+    pub at_entry: bool,
+}
+
+/// A program, the session it belongs to and the link it runs for: what stays the same from run to run.
+#[repr(C)]
+pub struct Bound {
+    /// Compiled code.
+    pub func: image::Func,
+    /// CPU slots and wakeups of the session.
+    pub page: *const Page,
+    /// This process's index in the session.
+    pub owner: *const AtomicU32,
+    /// The program, for the maps it names.
+    pub program: *const image::Program,
+    /// The cookie of the link.
+    pub cookie: u64,
+}
+
 /// One run of a program: the hidden last argument of every compiled function and helper.
+///
+/// Small, since every hit writes it: what several runs have in common stands behind two pointers.
 #[repr(C)]
 pub struct Run {
     /// What compiled code reads by itself: fuel, ids, cookie, function, CPU slot. Therefore first.
     pub header: RunHeader,
-    /// The process's registers at the probe; null for a program that the tool runs itself.
-    pub regs: *const PtRegs,
-    /// The session the program belongs to.
-    pub page: *const Page,
+    bound: *const Bound,
+    hit: *const Hit,
     /// This thread, for locks in shared memory.
     pub owner: OwnerWord,
     /// Whether user memory may be read by a guarded load; asked once per run.
     pub reads: Reads,
-    /// The running program, for the maps it names.
-    pub program: *const image::Program,
-    /// Whether `regs` are those at the first instruction of a function that has no frame yet.
-    pub at_entry: bool,
 }
 
 impl Run {
@@ -45,11 +71,37 @@ impl Run {
     pub fn cpu(&self) -> u32 {
         self.header.cpu
     }
-
     /// The kernel's id of this thread.
     #[inline]
     pub fn tid(&self) -> u32 {
         self.header.pid_tgid as u32
+    }
+    fn bound(&self) -> &Bound {
+        // SAFETY: whoever started the run keeps both alive until it ends.
+        unsafe { &*self.bound }
+    }
+    fn hit(&self) -> &Hit {
+        // SAFETY: as above.
+        unsafe { &*self.hit }
+    }
+    /// The session the program belongs to.
+    pub fn page(&self) -> &Page {
+        // SAFETY: the session outlives the run.
+        unsafe { &*self.bound().page }
+    }
+    /// The running program.
+    pub fn program(&self) -> &image::Program {
+        // SAFETY: the program outlives the run.
+        unsafe { &*self.bound().program }
+    }
+    /// The process's registers at the probe; none for a program that the tool runs itself.
+    pub fn regs(&self) -> Option<&PtRegs> {
+        // SAFETY: null, or registers that live as long as the event.
+        unsafe { self.hit().regs.as_ref() }
+    }
+    /// See [`Hit::at_entry`].
+    pub fn at_entry(&self) -> bool {
+        self.hit().at_entry
     }
 }
 

@@ -9,8 +9,7 @@ pub const MAX_DEPTH: usize = 127;
 
 /// Fills `ips` with return addresses, innermost first, and returns how many.
 pub fn walk(run: &mut Run, ips: &mut [u64]) -> usize {
-    // SAFETY: null or the registers of the probe, alive for the run.
-    let Some(regs) = (unsafe { run.regs.as_ref() }) else { return 0 };
+    let Some(regs) = run.regs().copied() else { return 0 };
     let mut n = 0;
     let mut push = |ip: u64| -> bool {
         if n < ips.len() {
@@ -22,7 +21,7 @@ pub fn walk(run: &mut Run, ips: &mut [u64]) -> usize {
     if !push(regs.ip) {
         return n;
     }
-    if run.at_entry {
+    if run.at_entry() {
         // The frame is not set up yet: the caller is on top of the stack (kernel 6.9 and later do the same).
         let mut ra = [0u64; 1];
         if probe::read_words(run, regs.sp, &mut ra) && !push(ra[0]) {

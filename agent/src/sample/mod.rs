@@ -19,7 +19,7 @@ pub use timers::{GLANCE, Timers};
 use crate::arch::PtRegs;
 use crate::hook::{ThreadBlock, original_rip};
 use crate::run::enter::{Entry, Who, run_event};
-use crate::run::process;
+use crate::run::{Hit, process};
 use bpftime_shm::session::wire::SampleEvent;
 use std::sync::atomic::{AtomicPtr, Ordering};
 
@@ -129,7 +129,8 @@ fn sample(block: &ThreadBlock, period: u64, times: i32, uc: &libc::ucontext_t) {
     let here = |s: &&Sampler| s.cpu.is_none_or(|c| c == cpu);
     for sampler in group.samplers.iter().filter(here) {
         for _ in 0..times {
-            run_event(&sampler.entry, &who, &data.regs, &raw const data as u64);
+            let hit = Hit { ctx: &raw const data as u64, regs: &data.regs, func_ip: 0, at_entry: false };
+            run_event(&sampler.entry, &who, &hit);
         }
     }
 }

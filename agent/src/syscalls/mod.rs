@@ -19,7 +19,7 @@ use crate::arch::PtRegs;
 use crate::arch::syscall::set_gate;
 use crate::hook::{ThreadBlock, vfork_child};
 use crate::run::enter::{Entry, Who, run_event};
-use crate::run::process;
+use crate::run::{Hit, process};
 use bpftime_shm::session::wire::{CallContext, Side, SyscallEvent};
 use std::sync::atomic::{AtomicPtr, Ordering};
 
@@ -139,15 +139,14 @@ fn run(
     record[1] = nr as i64 as u64;
     record[2..2 + values.len()].copy_from_slice(values);
     for listener in list.of(nr).filter(which) {
-        match listener.context {
-            CallContext::Record => run_event(&listener.entry, &who, regs, record.as_ptr() as u64),
-            CallContext::Arguments => {
-                // sys_enter(regs, id), sys_exit(regs, ret)
-                let second = if values.len() == 1 { values[0] } else { record[1] };
-                let args = [std::ptr::from_ref(regs) as u64, second];
-                run_event(&listener.entry, &who, regs, args.as_ptr() as u64);
-            }
-        }
+        // sys_enter(regs, id), sys_exit(regs, ret)
+        let second = if values.len() == 1 { values[0] } else { record[1] };
+        let args = [std::ptr::from_ref(regs) as u64, second];
+        let ctx = match listener.context {
+            CallContext::Record => record.as_ptr(),
+            CallContext::Arguments => args.as_ptr(),
+        };
+        run_event(&listener.entry, &who, &Hit { ctx: ctx as u64, regs, func_ip: 0, at_entry: false });
     }
 }
 

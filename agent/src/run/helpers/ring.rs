@@ -15,8 +15,7 @@ const INDEX_MASK: u64 = 0xffff_ffff;
 #[inline]
 fn wake_if(run: &Run, wake: bool) {
     if wake {
-        // SAFETY: the session outlives the run.
-        unsafe { (*run.page).wake_tool() };
+        run.page().wake_tool();
     }
 }
 
@@ -53,10 +52,8 @@ helper! {
 }
 
 /// The ring that `sample` was reserved on, one of the running program's maps.
-fn ring_of<'a>(run: &Run, sample: u64) -> Option<&'a RingBuf> {
-    // SAFETY: the program outlives the run.
-    let maps = unsafe { &(*run.program).maps };
-    maps.iter().filter_map(|m| m.map.ringbuf()).find(|r| r.holds(sample as *const u8))
+fn ring_of(run: &Run, sample: u64) -> Option<&RingBuf> {
+    run.program().maps.iter().filter_map(|m| m.map.ringbuf()).find(|r| r.holds(sample as *const u8))
 }
 
 helper! {
