@@ -8,6 +8,7 @@
 //! a hash table from u32 to u64, map 2 an array of u64. What goes wrong is one line on stderr and exit code 1.
 
 use bpftime_vm::exec::Code;
+use bpftime_vm::verify::Verified;
 use bpftime_vm::{
     BpfFn, CpuFeatures, DecodeOptions, Dialect, Insn, LoadEnv, MapIdx, Options, Resolve, RunHeader, compile,
     decode_with,
@@ -64,7 +65,9 @@ fn load(bytecode: &[u8]) -> Result<Code, Failure> {
     let options = DecodeOptions { dialect: Dialect::Rfc9669, ..DecodeOptions::default() };
     let program = decode_with(&insns, &mut World, options)
         .map_err(|refusal| format!("insn {}: {refusal}", refusal.insn))?;
-    let image = compile(&program, &Options { cpu: CpuFeatures::detect(), ..Options::default() })?;
+    // SAFETY: the user vouches for the program: it stays inside of the memory whose bounds it is given.
+    let program = unsafe { Verified::unchecked(program) };
+    let image = compile(&program, &Options { cpu: CpuFeatures::detect() })?;
     Ok(Code::link(image.borrow(), &World)?)
 }
 
@@ -80,7 +83,7 @@ fn aligned(memory: &[u8]) -> Vec<u64> {
 fn call(code: &Code, memory: &mut [u64], len: usize) -> Result<u64, Failure> {
     let mut run = RunHeader::with_fuel(FUEL);
     let start = memory.as_mut_ptr().expose_provenance() as u64;
-    // SAFETY: the user vouches for the program: it stays inside of the memory whose bounds it is given.
+    // SAFETY: as `load` says.
     let result = unsafe { code.entry()(start, len as u64, 0, 0, 0, &raw mut run) };
     if run.fuel < 0 {
         return Err("the program runs without end".into());
