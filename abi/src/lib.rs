@@ -14,6 +14,7 @@ pub mod perf;
 pub mod prog_type;
 pub mod regs;
 pub mod syscall;
+pub mod task;
 
 /// Length of `BPF_OBJ_NAME_LEN`: object names, terminator included.
 pub const OBJ_NAME_LEN: usize = 16;

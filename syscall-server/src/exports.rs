@@ -1,8 +1,10 @@
 //! The functions of the C library that this library takes the place of.
 
+mod paths;
+
 use crate::guard::guard;
-use crate::{cmd, fds, files, object, perf, real, tool, wait};
-use std::ffi::{CStr, c_char, c_int, c_long, c_void};
+use crate::{cmd, fds, object, perf, real, tool, wait};
+use std::ffi::{c_char, c_int, c_long, c_void};
 
 /// Turns a result of ours into what a C function returns.
 fn to_c(r: Result<i64, rustix::io::Errno>) -> i64 {
@@ -197,63 +199,6 @@ pub unsafe extern "C" fn pselect(
 ) -> c_int {
     look();
     real::pselect(n, r, w, e, timeout, mask)
-}
-
-/// `open(2)`. Variadic in C; the mode is only looked at by the C library.
-///
-/// # Safety
-/// As the system call.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn open(path: *const c_char, flags: c_int, mode: libc::mode_t) -> c_int {
-    let fd = real::open(path, flags, mode);
-    if fd >= 0 || !tool::is_tool() || path.is_null() {
-        return fd;
-    }
-    // SAFETY: the C library has just read the string.
-    let path = unsafe { CStr::from_ptr(path) };
-    guard(|| files::open(path, flags).unwrap_or(fd), || fd)
-}
-
-/// `open64`: the same function on x86-64.
-///
-/// # Safety
-/// As the system call.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn open64(path: *const c_char, flags: c_int, mode: libc::mode_t) -> c_int {
-    // SAFETY: as our caller's.
-    unsafe { open(path, flags, mode) }
-}
-
-/// `fopen(3)`.
-///
-/// # Safety
-/// As the C function.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn fopen(path: *const c_char, mode: *const c_char) -> *mut c_void {
-    let file = real::fopen(path, mode);
-    if !file.is_null() || !tool::is_tool() || path.is_null() || mode.is_null() {
-        return file;
-    }
-    // SAFETY: the C library has just read both strings.
-    let (path, how) = unsafe { (CStr::from_ptr(path), CStr::from_ptr(mode)) };
-    if how.to_bytes().first() != Some(&b'r') {
-        return file;
-    }
-    match guard(|| files::open(path, libc::O_CLOEXEC), || None) {
-        // SAFETY: a fresh descriptor and the caller's mode.
-        Some(fd) => unsafe { libc::fdopen(fd, c"r".as_ptr()).cast() },
-        None => file,
-    }
-}
-
-/// `fopen64`: the same function on x86-64.
-///
-/// # Safety
-/// As the C function.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn fopen64(path: *const c_char, mode: *const c_char) -> *mut c_void {
-    // SAFETY: as our caller's.
-    unsafe { fopen(path, mode) }
 }
 
 /// `geteuid(2)`: 0 for tools that refuse to run otherwise.

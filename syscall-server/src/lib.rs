@@ -8,6 +8,7 @@
 //! * nothing is printed; BPFTIME_LOG writes to a file or, when asked, to standard error.
 
 mod broker;
+mod btf;
 mod cmd;
 mod exports;
 mod fds;

@@ -4,6 +4,7 @@
 use crate::fds::{self, FileId};
 use bpftime_agent::run::MapHandle;
 use bpftime_agent::run::image::Program;
+use bpftime_agent::run::shadow::Layout;
 use bpftime_shm::session::wire::{ProgSpec, SyscallEvent};
 use bpftime_shm::{MapDef, PerfRing};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
@@ -63,6 +64,8 @@ pub struct ProgObject {
     pub btf: u32,
     /// Bytes of its context that it reads: what it is attached to must have as many.
     pub ctx_bytes: u32,
+    /// Whether it calls a helper that returns the task.
+    pub asks_for_task: bool,
     /// Linked into the tool, for programs that run here.
     pub linked: OnceLock<Option<Arc<Program>>>,
 }
@@ -74,7 +77,11 @@ impl ProgObject {
             .get_or_init(|| {
                 let bytes = bpftime_shm::session::sealed::read(self.image.as_fd()).ok()?;
                 let maps = self.maps.iter().map(|m| m.handle.clone()).collect();
-                Program::link(&bytes, maps).ok().map(Arc::new)
+                let task = self.asks_for_task.then(|| {
+                    bpftime_agent::run::shadow::refresh();
+                    Arc::new(Layout::new(crate::btf::task_layout()))
+                });
+                Program::link(&bytes, maps).ok().map(|p| Arc::new(p.with_task(task)))
             })
             .clone()
     }

@@ -44,7 +44,15 @@ real! {
     pselect: fn(n: c_int, r: *mut libc::fd_set, w: *mut libc::fd_set, e: *mut libc::fd_set, t: *const libc::timespec, m: *const libc::sigset_t) -> c_int;
     close: fn(fd: c_int) -> c_int;
     open: fn(path: *const c_char, flags: c_int, mode: libc::mode_t) -> c_int;
+    openat: fn(dir: c_int, path: *const c_char, flags: c_int, mode: libc::mode_t) -> c_int;
     fopen: fn(path: *const c_char, mode: *const c_char) -> *mut c_void;
+    opendir: fn(path: *const c_char) -> *mut c_void;
+    stat: fn(path: *const c_char, st: *mut libc::stat) -> c_int;
+    lstat: fn(path: *const c_char, st: *mut libc::stat) -> c_int;
+    fstatat: fn(dir: c_int, path: *const c_char, st: *mut libc::stat, flags: c_int) -> c_int;
+    access: fn(path: *const c_char, mode: c_int) -> c_int;
+    faccessat: fn(dir: c_int, path: *const c_char, mode: c_int, flags: c_int) -> c_int;
+    chdir: fn(path: *const c_char) -> c_int;
     geteuid: fn() -> libc::uid_t;
     setrlimit: fn(resource: c_int, limit: *const libc::rlimit) -> c_int;
     prlimit: fn(pid: libc::pid_t, resource: c_int, new: *const libc::rlimit, old: *mut libc::rlimit) -> c_int;
@@ -88,8 +96,14 @@ impl Missing for c_long {
     const MISSING: Self = -1;
 }
 impl Missing for *mut c_void {
-    // What mmap returns when it fails; fopen, which returns null, is in every C library.
+    // What mmap returns when it fails; fopen and opendir, which return null, are in every C library.
     const MISSING: Self = usize::MAX as *mut c_void;
+}
+
+/// The tool's errno.
+pub fn errno() -> i32 {
+    // SAFETY: the C library's own per-thread errno.
+    unsafe { *libc::__errno_location() }
 }
 
 /// Sets the tool's errno.

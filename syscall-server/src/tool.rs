@@ -8,11 +8,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Once;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// Programs that ask geteuid() before they try anything, by the name of their executable.
-const DEMAND_ROOT: &[&str] = &["bpftrace", "bpftrace-aotrt"];
+/// Programs that ask geteuid() before they try anything, by the name of their executable or script.
+const DEMAND_ROOT: &[&str] = &["bpftrace", "bpftrace-aotrt", "exitsnoop-bpfcc"];
 
 static FAKE_ROOT: AtomicBool = AtomicBool::new(false);
-static TOOL: AtomicBool = AtomicBool::new(false);
 static SECURE: AtomicBool = AtomicBool::new(false);
 
 /// Runs at load.
@@ -22,7 +21,7 @@ pub fn init() {
         return;
     }
     std::panic::set_hook(Box::new(|info| tracing::error!(%info, "internal error")));
-    let known = executable_name().is_some_and(|n| DEMAND_ROOT.iter().any(|d| n == OsStr::new(d)));
+    let known = names().any(|n| DEMAND_ROOT.iter().any(|d| n == OsStr::new(d)));
     let fake = std::env::var_os(config::FAKE_ROOT).map_or(known, |v| v == "1");
     FAKE_ROOT.store(fake, Ordering::Relaxed);
     if known {
@@ -35,25 +34,23 @@ pub fn is_inert() -> bool {
     SECURE.load(Ordering::Relaxed)
 }
 
-/// Whether this process has shown to be a tool.
-pub fn is_tool() -> bool {
-    TOOL.load(Ordering::Relaxed)
-}
-
 /// Whether geteuid() answers 0.
 pub fn fakes_root() -> bool {
     FAKE_ROOT.load(Ordering::Relaxed)
 }
 
-fn executable_name() -> Option<OsString> {
-    Some(std::fs::read_link("/proc/self/exe").ok()?.file_name()?.to_os_string())
+/// The executable's name, and what an interpreter was given to run.
+fn names() -> impl Iterator<Item = OsString> {
+    let command = std::fs::read("/proc/self/cmdline").unwrap_or_default();
+    let script = command.split(|b| *b == 0).nth(1).map(|p| PathBuf::from(OsStr::from_bytes(p)));
+    let files = [std::fs::read_link("/proc/self/exe").ok(), script];
+    files.into_iter().flatten().filter_map(|p| Some(p.file_name()?.to_os_string()))
 }
 
 /// From the first BPF call on this process is a tool: programs it starts are targets, so they get the agent.
 pub fn become_tool() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
-        TOOL.store(true, Ordering::Relaxed);
         start_log();
         if let Some(value) = childrens_preload() {
             set_env("LD_PRELOAD", &value);

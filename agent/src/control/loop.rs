@@ -55,6 +55,7 @@ pub fn run(dirs: Vec<PathBuf>, engine: impl FnOnce() -> Option<Engine>) {
 
 fn prepare(dirs: Vec<PathBuf>, engine: impl FnOnce() -> Option<Engine>) -> bool {
     crate::run::helpers::task::read_cgroups();
+    crate::run::shadow::refresh_if_used();
     let mut state = lock();
     match state.as_mut() {
         // A forked child: the copy of the parent's state is consistent, only its connections are not ours.

@@ -3,6 +3,7 @@
 use crate::run::MapHandle;
 use crate::run::enter::Session as RunSession;
 use crate::run::image::Program;
+use crate::run::shadow::Layout;
 use bpftime_shm::session::page::Page;
 use bpftime_shm::session::sock;
 use bpftime_shm::session::wire::{LinkSpec, Message, ProgSpec};
@@ -40,6 +41,8 @@ pub struct Session {
     pub shared: Arc<RunSession>,
     maps: HashMap<u32, Arc<MapHandle>>,
     programs: HashMap<u32, Arc<Program>>,
+    /// What the tool takes the task to look like.
+    task: Option<Arc<Layout>>,
     /// Links by id.
     pub links: HashMap<u32, Link>,
     /// Links named since the connection was made, until the first `Sync`.
@@ -81,6 +84,7 @@ impl Session {
             shared: Arc::new(RunSession { page, owner: AtomicU32::new(owner) }),
             maps: HashMap::new(),
             programs: HashMap::new(),
+            task: None,
             links: HashMap::new(),
             named: Some(HashSet::new()),
         })
@@ -118,6 +122,7 @@ impl Session {
         match msg {
             Message::Map { map } => self.add_map(map, fd.ok_or(Errno::PROTO)?)?,
             Message::PerfSlot { map, index } => self.set_perf_slot(map, index, fd)?,
+            Message::Task { rows } => self.task = Some(Arc::new(Layout::new(&rows))),
             Message::Prog(spec) => self.add_program(&spec, fd.ok_or(Errno::PROTO)?)?,
             Message::Link(spec) => return Ok(self.add_link(spec)),
             Message::Unlink { link } => return Ok(vec![Todo::Detach(link)]),
@@ -157,7 +162,7 @@ impl Session {
         let bytes = bpftime_shm::session::sealed::read(fd.as_fd())?;
         // A process without executable memory (SELinux execmem, PR_SET_MDWE) goes on without the program.
         if let Ok(program) = Program::link(&bytes, maps.ok_or(Errno::PROTO)?) {
-            self.programs.insert(spec.prog, Arc::new(program));
+            self.programs.insert(spec.prog, Arc::new(program.with_task(self.task.clone())));
         }
         Ok(())
     }
@@ -172,6 +177,9 @@ impl Session {
         }
         // A program that cannot be linked here (no executable memory) was left out above: nothing to attach.
         let Some(program) = self.programs.get(&spec.prog).cloned() else { return vec![] };
+        if program.task.is_some() {
+            crate::run::shadow::refresh();
+        }
         let enabled = Arc::new(AtomicBool::new(true));
         self.links.insert(id, Link { spec, enabled, program, placed: vec![], refused: 0 });
         vec![Todo::Attach(id)]

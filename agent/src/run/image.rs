@@ -1,5 +1,6 @@
 //! A program in this process: its sealed image mapped privately, its constants filled in, executable and not writable.
 
+use super::shadow::Layout;
 use super::{MapHandle, Run, helpers};
 use bpftime_vm::{Image, MapIdx, Resolve};
 use rustix::mm::{self, MapFlags, MprotectFlags, ProtFlags};
@@ -31,6 +32,8 @@ pub struct Program {
     entry: usize,
     /// The maps its code points into.
     pub maps: Vec<Arc<MapHandle>>,
+    /// What its tool takes the task to look like, if it asks for the task.
+    pub task: Option<Arc<Layout>>,
 }
 
 // SAFETY: the code is immutable once linked; the maps are shared memory behind atomics.
@@ -66,7 +69,7 @@ impl Program {
             let rw = ProtFlags::READ | ProtFlags::WRITE;
             mm::mmap_anonymous(std::ptr::null_mut(), len, rw, MapFlags::PRIVATE).map_err(memory)?
         };
-        let program = Self { base: base.cast(), len, entry: image.entry_offset(), maps };
+        let program = Self { base: base.cast(), len, entry: image.entry_offset(), maps, task: None };
         // SAFETY: base..len was mapped above, writable, and nobody else knows it.
         let code = unsafe { std::slice::from_raw_parts_mut(program.base, len) };
         image.link(&mut code[..image.code_len()], base as u64, &Constants(&program.maps))?;
@@ -74,6 +77,12 @@ impl Program {
         unsafe { mm::mprotect(base, len, MprotectFlags::READ | MprotectFlags::EXEC).map_err(memory)? };
         crate::signals::register_code_range(base as usize, base as usize + len);
         Ok(program)
+    }
+
+    /// The program, with what its tool takes the task to look like.
+    pub fn with_task(mut self, task: Option<Arc<Layout>>) -> Self {
+        self.task = task;
+        self
     }
 
     /// The program's entry.

@@ -9,6 +9,7 @@ pub mod enter;
 pub mod helpers;
 pub mod image;
 pub mod process;
+pub mod shadow;
 pub mod stack;
 
 use crate::arch::PtRegs;
@@ -75,6 +76,11 @@ impl Run {
     #[inline]
     pub fn tid(&self) -> u32 {
         self.header.pid_tgid as u32
+    }
+    /// The kernel's id of this process.
+    #[inline]
+    pub fn tgid(&self) -> u32 {
+        (self.header.pid_tgid >> 32) as u32
     }
     fn bound(&self) -> &Bound {
         // SAFETY: whoever started the run keeps both alive until it ends.

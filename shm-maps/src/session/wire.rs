@@ -3,6 +3,7 @@
 //! One enum, one encoding: a kind byte, then the fields in order, integers little-endian, byte strings with a 32-bit
 //! length. Decoding never trusts a length and rejects what is left over.
 
+use bpftime_abi::task::Row;
 use rustix::io::Errno;
 
 /// Version of this protocol; the two ends must agree.
@@ -153,6 +154,11 @@ pub enum Message {
         map: u32,
         /// Index in the map.
         index: u32,
+    },
+    /// Tool: where the members of the task's shadow stand. Before the first program that asks for the task.
+    Task {
+        /// Members by the rows of `bpftime_abi::task`.
+        rows: Vec<Row>,
     },
     /// Tool: a program, with its sealed image.
     Prog(ProgSpec),
@@ -354,6 +360,10 @@ impl<'a> Reader<'a> {
             name: self.bytes()?,
         })
     }
+    fn task_row(&mut self) -> Result<Row, Errno> {
+        let mut half = || u16::try_from(self.u32()?).map_err(|_| Errno::BADMSG);
+        Ok(Row { field: half()?, offset: half()? })
+    }
     fn agent(&mut self) -> Result<(i32, u32, u32), Errno> {
         Ok((self.u32()? as i32, self.u32()?, self.u32()?))
     }
@@ -372,6 +382,7 @@ mod kind {
     pub const ACK: u8 = 10;
     pub const LIST: u8 = 11;
     pub const LISTING: u8 = 12;
+    pub const TASK: u8 = 20;
 }
 
 impl Message {
@@ -388,6 +399,10 @@ impl Message {
             }
             Self::Map { map } => (w.u8(kind::MAP), w.u32(*map)).1,
             Self::PerfSlot { map, index } => (w.u8(kind::PERF_SLOT), w.u32(*map), w.u32(*index)).2,
+            Self::Task { rows } => {
+                w.u8(kind::TASK);
+                w.list(rows, |w, r| (w.u32(r.field.into()), w.u32(r.offset.into())).1);
+            }
             Self::Prog(p) => (w.u8(kind::PROG), w.prog(p)).1,
             Self::Link(l) => (w.u8(kind::LINK), w.link(l)).1,
             Self::Unlink { link } => (w.u8(kind::UNLINK), w.u32(*link)).1,
@@ -427,6 +442,7 @@ impl Message {
             kind::WELCOME => Self::Welcome { session: r.u64()?, owner: r.u32()?, cpus: r.u32()? },
             kind::MAP => Self::Map { map: r.u32()? },
             kind::PERF_SLOT => Self::PerfSlot { map: r.u32()?, index: r.u32()? },
+            kind::TASK => Self::Task { rows: r.list(Reader::task_row)? },
             kind::PROG => Self::Prog(r.prog()?),
             kind::LINK => Self::Link(r.link()?),
             kind::UNLINK => Self::Unlink { link: r.u32()? },
@@ -478,6 +494,7 @@ mod tests {
             Message::Welcome { session: 1 << 40, owner: 3, cpus: 2 },
             Message::Map { map: 9 },
             Message::PerfSlot { map: 9, index: 1 },
+            Message::Task { rows: vec![Row { field: 3, offset: 0x123 }] },
             Message::Prog(prog.clone()),
             Message::Link(link()),
             Message::Link(syscall_link()),

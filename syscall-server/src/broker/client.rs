@@ -9,6 +9,7 @@ use bpftime_shm::session::{dir, sock};
 use rustix::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
+use std::cell::Cell;
 use std::collections::HashSet;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -20,6 +21,8 @@ pub struct Client {
     pid: u32,
     channel: OwnedFd,
     seq: u64,
+    /// Whether the session knows what the task looks like.
+    told_task: Cell<bool>,
     path: PathBuf,
     /// For programs that run in the tool itself.
     shared: Arc<RunSession>,
@@ -91,7 +94,14 @@ fn start() -> Result<Client, Errno> {
     spawn(id, broker_page, page_fd, pair.1, path.clone())?;
     let shared = RunSession { page, owner: AtomicU32::new(super::TOOL_OWNER.into()) };
     OWNER.store(std::process::id(), Ordering::Relaxed);
-    let mut client = Client { pid: std::process::id(), channel, seq: 0, path, shared: Arc::new(shared) };
+    let mut client = Client {
+        pid: std::process::id(),
+        channel,
+        seq: 0,
+        told_task: Cell::new(false),
+        path,
+        shared: Arc::new(shared),
+    };
     client.sync()?;
     crate::wait::start_waker(client.shared.clone());
     Ok(client)
@@ -169,6 +179,9 @@ impl Client {
 
     fn announce_prog(&self, known: &mut HashSet<u32>, prog: &ProgObject) -> Result<(), Errno> {
         prog.maps.iter().try_for_each(|m| self.announce_map(known, m))?;
+        if prog.asks_for_task && !self.told_task.replace(true) {
+            self.send(&Message::Task { rows: crate::btf::task_layout().to_vec() }, None)?;
+        }
         if known.insert(prog.spec.prog) {
             self.send(&Message::Prog(prog.spec.clone()), Some(prog.image.as_fd()))?;
         }

@@ -1,5 +1,6 @@
 //! What the session consists of, as it would be told to an agent that connects now.
 
+use bpftime_abi::task::Row;
 use bpftime_shm::session::wire::{LinkSpec, MapRow, Message, ProgSpec};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::collections::{BTreeMap, BTreeSet};
@@ -17,6 +18,8 @@ pub struct KnownLink {
 pub struct Known {
     maps: BTreeMap<u32, (OwnedFd, MapRow)>,
     slots: BTreeMap<(u32, u32), OwnedFd>,
+    /// Where the members of the task's shadow stand, once a program asks for the task.
+    task: Option<Vec<Row>>,
     progs: BTreeMap<u32, (ProgSpec, OwnedFd)>,
     /// Links by id.
     pub links: BTreeMap<u32, KnownLink>,
@@ -36,6 +39,7 @@ impl Known {
             }
             (Message::PerfSlot { map, index }, Some(fd)) => drop(self.slots.insert((map, index), fd)),
             (Message::PerfSlot { map, index }, None) => drop(self.slots.remove(&(map, index))),
+            (Message::Task { rows }, _) => self.task = Some(rows),
             (Message::Prog(spec), Some(fd)) => drop(self.progs.insert(spec.prog, (spec, fd))),
             (Message::Link(spec), watch) => self.learn_link(spec, watch),
             (Message::Unlink { link }, _) => drop(self.links.remove(&link)),
@@ -62,6 +66,7 @@ impl Known {
                 .iter()
                 .map(|((map, index), fd)| (Message::PerfSlot { map: *map, index: *index }, Some(fd.as_fd()))),
         );
+        out.extend(self.task.iter().map(|rows| (Message::Task { rows: rows.clone() }, None)));
         out.extend(self.progs.values().map(|(spec, fd)| (Message::Prog(spec.clone()), Some(fd.as_fd()))));
         let mine = self.links.values().filter(|l| Self::concerns(&l.spec, pid));
         out.extend(mine.map(|l| (Message::Link(l.spec.clone()), None)));

@@ -144,7 +144,7 @@ pub fn next_link(attr: &Attr) -> Result<i64, Errno> {
     next(attr, |o| if let Object::Link(l) = o { Some(l.id) } else { None })
 }
 
-/// BPF_BTF_GET_NEXT_ID: the kernel's BTF, where its file can be read, and the tool's own; kernel modules have none here.
+/// BPF_BTF_GET_NEXT_ID: the kernel's BTF and the tool's own; kernel modules have none here.
 pub fn next_btf(attr: &Attr) -> Result<i64, Errno> {
     super::btf::offer_kernel();
     next(attr, |o| if let Object::Btf(b) = o { Some(b.id) } else { None })

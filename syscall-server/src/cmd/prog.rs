@@ -103,10 +103,20 @@ fn finish(a: &ProgLoad, insns: &[Insn], built: Built) -> Result<i64, Errno> {
         gpl,
         btf,
         ctx_bytes,
+        asks_for_task: insns.iter().any(asks_for_task),
         linked: OnceLock::new(),
     };
     object::insert(&fd, Object::Prog(Arc::new(prog)))?;
     Ok(fds::give(fd))
+}
+
+/// Whether the instruction calls a helper that returns the task.
+fn asks_for_task(insn: &Insn) -> bool {
+    const CALL: u8 = 0x85;
+    const GET_CURRENT_TASK_BTF: i32 = 158;
+    insn.code == CALL
+        && insn.src() == 0
+        && [helper::id::get_current_task as i32, GET_CURRENT_TASK_BTF].contains(&insn.imm)
 }
 
 /// The maps a program names, in the order it names them.

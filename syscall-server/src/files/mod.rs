@@ -1,24 +1,64 @@
-//! Kernel files that tools read and an ordinary user, or a machine without tracefs, does not have.
+//! Kernel files that tools read and an ordinary user, or a machine without tracefs or headers, does not have.
 //!
-//! The real file comes first: only when opening it fails is ours served, as a sealed memfd.
+//! The real file comes first: only when the C library's call has failed is ours looked at.
 
+pub(crate) mod headers;
 pub(crate) mod tracefs;
 
+use crate::btf;
 use bpftime_shm::session::sealed;
 use rustix::fd::IntoRawFd;
-use std::ffi::CStr;
+use std::ffi::{CStr, CString};
+use std::os::unix::ffi::OsStringExt;
 
-/// A descriptor with the contents of `path`, if it is one of ours and is to be read.
-pub fn open(path: &CStr, flags: i32) -> Option<i32> {
+/// What is behind a path that the kernel does not give.
+pub enum Answer {
+    /// Another file or directory that is there.
+    StandIn(CString),
+    /// A file with these contents.
+    Contents(Vec<u8>),
+    /// A directory of ours.
+    Directory,
+}
+
+/// Where paths of ours begin, so that every other failed call is over quickly.
+const PREFIXES: &[&[u8]] = &[b"/lib/modules/", b"/sys/kernel/", b"/sys/bus/event_source/"];
+
+/// What is behind `path`, if it is one of ours.
+pub fn answer(path: &CStr) -> Option<Answer> {
+    if !PREFIXES.iter().any(|p| path.to_bytes().starts_with(p)) {
+        return None;
+    }
+    let path = path.to_str().ok()?;
+    if let Some(real) = headers::stand_in(path) {
+        return CString::new(real.into_os_string().into_vec()).ok().map(Answer::StandIn);
+    }
+    let file = tracefs::contents(path).or_else(|| btf::contents(path)).map(Answer::Contents);
+    let is_directory = || tracefs::is_directory(path) || btf::is_directory(path);
+    file.or_else(|| is_directory().then_some(Answer::Directory))
+}
+
+/// A descriptor of a file with these contents, to be read.
+pub fn serve(contents: &[u8], flags: i32) -> Option<i32> {
     if flags & libc::O_ACCMODE == libc::O_WRONLY {
         return None;
     }
-    let bytes = tracefs::contents(path.to_str().ok()?)?;
-    let fd = sealed::create("bpftime-file", &bytes).ok()?;
+    let fd = sealed::create("bpftime-file", contents).ok()?;
     if flags & libc::O_CLOEXEC == 0 {
         rustix::io::fcntl_setfd(&fd, rustix::io::FdFlags::empty()).ok()?;
     }
     Some(fd.into_raw_fd())
+}
+
+/// What stat(2) says of a file of ours, or of a directory (`None`).
+pub fn status(contents: Option<&[u8]>) -> libc::stat {
+    // SAFETY: stat is plain data, for which zeroes are valid.
+    let mut st: libc::stat = unsafe { std::mem::zeroed() };
+    st.st_mode = if contents.is_some() { libc::S_IFREG | 0o444 } else { libc::S_IFDIR | 0o555 };
+    st.st_nlink = 1;
+    st.st_size = contents.map_or(0, |c| c.len() as i64);
+    st.st_blksize = 4096;
+    st
 }
 
 #[cfg(test)]
@@ -27,6 +67,15 @@ mod tests {
 
     #[test]
     fn a_file_to_be_written_is_not_served() {
-        assert!(open(c"/sys/kernel/tracing/uprobe_events", libc::O_WRONLY).is_none());
+        assert!(serve(b"", libc::O_WRONLY).is_none());
+    }
+
+    #[test]
+    fn files_and_directories_are_told_apart() {
+        let dir = answer(c"/sys/kernel/tracing/events/syscalls/sys_enter_kill");
+        assert!(matches!(dir, Some(Answer::Directory)));
+        let file = answer(c"/sys/kernel/tracing/events/syscalls/sys_enter_kill/id");
+        assert!(matches!(file, Some(Answer::Contents(_))));
+        assert!(answer(c"/etc/passwd").is_none());
     }
 }

@@ -3,7 +3,6 @@
 use bpftime_abi::syscall::{SYSCALLS, Syscall};
 use bpftime_shm::session::wire::{CallContext, Side, SyscallEvent};
 use std::fmt::Write;
-use std::sync::OnceLock;
 
 /// Where tracefs may be mounted.
 pub const ROOTS: &[&str] = &["/sys/kernel/tracing/", "/sys/kernel/debug/tracing/"];
@@ -28,6 +27,19 @@ pub fn contents(path: &str) -> Option<Vec<u8>> {
                 _ => None,
             }
         }
+    }
+}
+
+/// Whether `path` is a directory of the tree that [`contents`] serves.
+pub fn is_directory(path: &str) -> bool {
+    let path = format!("{}/", path.trim_end_matches('/'));
+    let Some(below) = ROOTS.iter().find_map(|root| path.strip_prefix(root)) else { return false };
+    let parts: Vec<&str> = below.split_terminator('/').collect();
+    match parts[..] {
+        [] | ["events"] => true,
+        ["events", category] => ["syscalls", "raw_syscalls"].contains(&category),
+        ["events", category, event] => find(category, event).is_some(),
+        _ => false,
     }
 }
 
@@ -115,12 +127,10 @@ impl Event {
     }
 }
 
-/// The type, as C knows it where there is no BTF to look it up in: bpftrace would refuse a `pid_t` of 8 bytes. Names,
-/// offsets and sizes stay the kernel's.
+/// The type, as C knows it where the kernel's BTF is not there to look it up in: bpftrace would refuse a `pid_t` of 8
+/// bytes. Names, offsets and sizes stay the kernel's.
 fn shown(ty: &str) -> &str {
-    static BTF: OnceLock<bool> = OnceLock::new();
-    let known = *BTF.get_or_init(|| std::fs::File::open(crate::cmd::btf::KERNEL_BTF).is_ok());
-    if known { ty } else { portable(ty) }
+    if crate::btf::is_ours() { portable(ty) } else { ty }
 }
 
 fn portable(ty: &str) -> &str {

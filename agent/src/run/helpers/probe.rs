@@ -1,10 +1,12 @@
-//! Reads of memory that may not be there: helpers 4, 45, 112-115. There is no kernel memory to read in userspace; a
-//! kernel address faults, and the `_kernel` forms read what the program can point at, as the kernel's do for its own.
+//! Reads of memory that may not be there: helpers 4, 45, 112-115. The only kernel memory to read in userspace is the
+//! shadow of the task; any other kernel address faults, and the `_kernel` forms read what the program can point at, as
+//! the kernel's do for its own.
 
 use super::{EFAULT, EINVAL, helper};
 use crate::arch::copy;
-use crate::run::{Reads, Run};
+use crate::run::{Reads, Run, shadow};
 use crate::signals;
+use bpftime_abi::task::Place;
 
 /// How this run reads; asks the kernel for the thread's signal mask the first time.
 #[inline]
@@ -45,6 +47,28 @@ fn read(run: &mut Run, dst: u64, len: u64, src: u64) -> u64 {
     // SAFETY: dst has room for len bytes by the helper's contract.
     unsafe { std::ptr::write_bytes(dst as *mut u8, 0, len) };
     EFAULT
+}
+
+/// As [`read`], and through the task's shadow.
+fn read_kernel(run: &mut Run, dst: u64, len: u64, src: u64) -> u64 {
+    let Some(place) = Place::at(src) else { return read(run, dst, len, src) };
+    // SAFETY: dst has room for len bytes by the helper's contract.
+    let out = unsafe { std::slice::from_raw_parts_mut(dst as *mut u8, len as u32 as usize) };
+    shadow::read(run, place, out);
+    0
+}
+
+/// As [`read_str`], and through the task's shadow.
+fn read_kernel_str(run: &mut Run, dst: u64, len: u64, src: u64) -> u64 {
+    let (Some(place), Some(last)) = (Place::at(src), (len as u32 as usize).checked_sub(1)) else {
+        return read_str(run, dst, len, src);
+    };
+    // SAFETY: dst has room for len bytes by the helper's contract.
+    let out = unsafe { std::slice::from_raw_parts_mut(dst as *mut u8, last + 1) };
+    shadow::read(run, place, out);
+    let end = out.iter().position(|b| *b == 0).unwrap_or(last);
+    out[end..].fill(0);
+    end as u64 + 1
 }
 
 /// Length including the terminator, at most `len`; the string is always terminated.
@@ -98,7 +122,7 @@ unsafe fn read_str_by_kernel(dst: *mut u8, src: u64, len: usize) -> isize {
 
 helper! {
     /// 4 `probe_read(dst, size, src)`.
-    fn probe_read(run, dst, size, src) { read(run, dst, size, src) }
+    fn probe_read(run, dst, size, src) { read_kernel(run, dst, size, src) }
 }
 helper! {
     /// 112 `probe_read_user(dst, size, src)`.
@@ -106,11 +130,11 @@ helper! {
 }
 helper! {
     /// 113 `probe_read_kernel(dst, size, src)`.
-    fn probe_read_kernel(run, dst, size, src) { read(run, dst, size, src) }
+    fn probe_read_kernel(run, dst, size, src) { read_kernel(run, dst, size, src) }
 }
 helper! {
     /// 45 `probe_read_str(dst, size, src)`.
-    fn probe_read_str(run, dst, size, src) { read_str(run, dst, size, src) }
+    fn probe_read_str(run, dst, size, src) { read_kernel_str(run, dst, size, src) }
 }
 helper! {
     /// 114 `probe_read_user_str(dst, size, src)`.
@@ -118,5 +142,5 @@ helper! {
 }
 helper! {
     /// 115 `probe_read_kernel_str(dst, size, src)`.
-    fn probe_read_kernel_str(run, dst, size, src) { read_str(run, dst, size, src) }
+    fn probe_read_kernel_str(run, dst, size, src) { read_kernel_str(run, dst, size, src) }
 }

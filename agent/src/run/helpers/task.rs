@@ -3,7 +3,7 @@
 use super::map::map_of;
 use super::{EINVAL, errno, helper};
 use crate::arch::sys::syscall;
-use crate::run::Run;
+use crate::run::{Run, shadow};
 use rustix::io::Errno;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -69,13 +69,9 @@ helper! {
     }
 }
 
-/// Stands for `struct task_struct`: an address that programs may keep, compare and read zeroes through. A shadow with
-/// the fields that tools relocate against belongs to the task issue.
-static TASK: [u64; 1024] = [0; 1024];
-
 helper! {
     /// 35 `get_current_task()`.
-    fn get_current_task(run) { TASK.as_ptr() as u64 }
+    fn get_current_task(run) { shadow::current(run) }
 }
 
 /// Deepest cgroup whose ancestors are remembered.
@@ -98,7 +94,12 @@ pub fn read_cgroups() {
 
 helper! {
     /// 80 `get_current_cgroup_id()`.
-    fn get_current_cgroup_id(run) { CGROUPS[0].load(Ordering::Relaxed).max(1) }
+    fn get_current_cgroup_id(run) { cgroup_id() }
+}
+
+/// The id of this process's cgroup.
+pub fn cgroup_id() -> u64 {
+    CGROUPS[0].load(Ordering::Relaxed).max(1)
 }
 
 helper! {

@@ -1,0 +1,283 @@
+//! Functions that take a path. The C library's answer comes first; where it fails for a file that we have, ours.
+
+use crate::btf;
+use crate::files::{self, Answer};
+use crate::guard::guard;
+use crate::{real, tool};
+use std::ffi::{CStr, c_char, c_int, c_void};
+
+/// What to return after a call for `path` has failed with `failed`: what `ours` makes of the file we have, if we have
+/// one, else the failure with its errno.
+fn or_ours<T: Copy>(failed: T, path: *const c_char, ours: impl FnOnce(Answer) -> Option<T>) -> T {
+    let errno = real::errno();
+    let absent = [libc::ENOENT, libc::EACCES, libc::EPERM, libc::ENOTDIR].contains(&errno);
+    if !absent || path.is_null() || tool::is_inert() {
+        return failed;
+    }
+    // SAFETY: the kernel has just read the string, else it had said EFAULT.
+    let path = unsafe { CStr::from_ptr(path) };
+    guard(|| files::answer(path).and_then(ours), || None).unwrap_or_else(|| {
+        real::set_errno(errno);
+        failed
+    })
+}
+
+/// The C library's answer for `path`, unless what it has is to be hidden behind ours.
+fn real_for(path: *const c_char, call: impl FnOnce() -> c_int) -> c_int {
+    if !tool::is_inert() && !path.is_null() && btf::hides_kernels() {
+        // SAFETY: a C string by the contract of every caller.
+        let asked = unsafe { CStr::from_ptr(path) };
+        if asked.to_bytes() == btf::KERNEL_BTF.as_bytes() {
+            real::set_errno(libc::ENOENT);
+            return -1;
+        }
+    }
+    call()
+}
+
+/// The result of opening what we have.
+fn opened(answer: Answer, flags: c_int, mode: libc::mode_t) -> Option<c_int> {
+    match answer {
+        Answer::StandIn(path) => Some(real::open(path.as_ptr(), flags, mode)),
+        Answer::Contents(bytes) => files::serve(&bytes, flags),
+        Answer::Directory => None,
+    }
+}
+
+/// `open(2)`. Variadic in C; the mode is only looked at by the C library.
+///
+/// # Safety
+/// As the system call.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn open(path: *const c_char, flags: c_int, mode: libc::mode_t) -> c_int {
+    match real_for(path, || real::open(path, flags, mode)) {
+        -1 => or_ours(-1, path, |a| opened(a, flags, mode)),
+        fd => fd,
+    }
+}
+
+/// `open64`: the same function on x86-64.
+///
+/// # Safety
+/// As the system call.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn open64(path: *const c_char, flags: c_int, mode: libc::mode_t) -> c_int {
+    // SAFETY: as our caller's.
+    unsafe { open(path, flags, mode) }
+}
+
+/// `openat(2)`. Only absolute paths can be ours, and for those the directory does not matter.
+///
+/// # Safety
+/// As the system call.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn openat(dir: c_int, path: *const c_char, flags: c_int, mode: libc::mode_t) -> c_int {
+    match real_for(path, || real::openat(dir, path, flags, mode)) {
+        -1 => or_ours(-1, path, |a| opened(a, flags, mode)),
+        fd => fd,
+    }
+}
+
+/// `openat64`: the same function on x86-64.
+///
+/// # Safety
+/// As the system call.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn openat64(
+    dir: c_int,
+    path: *const c_char,
+    flags: c_int,
+    mode: libc::mode_t,
+) -> c_int {
+    // SAFETY: as our caller's.
+    unsafe { openat(dir, path, flags, mode) }
+}
+
+/// `fopen(3)`.
+///
+/// # Safety
+/// As the C function.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn fopen(path: *const c_char, mode: *const c_char) -> *mut c_void {
+    let mut file = std::ptr::null_mut();
+    real_for(path, || {
+        file = real::fopen(path, mode);
+        0
+    });
+    if !file.is_null() || mode.is_null() {
+        return file;
+    }
+    or_ours(file, path, |answer| match answer {
+        Answer::StandIn(path) => Some(real::fopen(path.as_ptr(), mode)),
+        Answer::Contents(bytes) => {
+            // SAFETY: the C library has just read the string.
+            let how = unsafe { CStr::from_ptr(mode) };
+            let fd = how.to_bytes().starts_with(b"r").then(|| files::serve(&bytes, libc::O_CLOEXEC))??;
+            // SAFETY: a fresh descriptor and a constant mode.
+            Some(unsafe { libc::fdopen(fd, c"r".as_ptr()).cast() })
+        }
+        Answer::Directory => None,
+    })
+}
+
+/// `fopen64`: the same function on x86-64.
+///
+/// # Safety
+/// As the C function.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn fopen64(path: *const c_char, mode: *const c_char) -> *mut c_void {
+    // SAFETY: as our caller's.
+    unsafe { fopen(path, mode) }
+}
+
+/// `opendir(3)`. Directories of ours have no entries to read: only what stands in for another is opened.
+///
+/// # Safety
+/// As the C function.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn opendir(path: *const c_char) -> *mut c_void {
+    let dir = real::opendir(path);
+    if !dir.is_null() {
+        return dir;
+    }
+    or_ours(dir, path, |answer| match answer {
+        Answer::StandIn(path) => Some(real::opendir(path.as_ptr())),
+        Answer::Contents(_) | Answer::Directory => None,
+    })
+}
+
+/// Fills `st` for what we have.
+fn stated(answer: Answer, st: *mut libc::stat) -> Option<c_int> {
+    let ours = match answer {
+        Answer::StandIn(path) => return Some(real::stat(path.as_ptr(), st)),
+        Answer::Contents(bytes) => files::status(Some(&bytes)),
+        Answer::Directory => files::status(None),
+    };
+    // SAFETY: the caller's own buffer, which stat(2) would have filled.
+    unsafe { st.write(ours) };
+    Some(0)
+}
+
+/// `stat(2)`.
+///
+/// # Safety
+/// As the system call.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn stat(path: *const c_char, st: *mut libc::stat) -> c_int {
+    match real_for(path, || real::stat(path, st)) {
+        -1 => or_ours(-1, path, |a| stated(a, st)),
+        done => done,
+    }
+}
+
+/// `stat64`: the same function on x86-64.
+///
+/// # Safety
+/// As the system call.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn stat64(path: *const c_char, st: *mut libc::stat) -> c_int {
+    // SAFETY: as our caller's.
+    unsafe { stat(path, st) }
+}
+
+/// `lstat(2)`. Nothing of ours is a link.
+///
+/// # Safety
+/// As the system call.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn lstat(path: *const c_char, st: *mut libc::stat) -> c_int {
+    match real_for(path, || real::lstat(path, st)) {
+        -1 => or_ours(-1, path, |a| stated(a, st)),
+        done => done,
+    }
+}
+
+/// `lstat64`: the same function on x86-64.
+///
+/// # Safety
+/// As the system call.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn lstat64(path: *const c_char, st: *mut libc::stat) -> c_int {
+    // SAFETY: as our caller's.
+    unsafe { lstat(path, st) }
+}
+
+/// `fstatat(2)`, for absolute paths as `stat`.
+///
+/// # Safety
+/// As the system call.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn fstatat(
+    dir: c_int,
+    path: *const c_char,
+    st: *mut libc::stat,
+    flags: c_int,
+) -> c_int {
+    match real_for(path, || real::fstatat(dir, path, st, flags)) {
+        -1 => or_ours(-1, path, |a| stated(a, st)),
+        done => done,
+    }
+}
+
+/// `fstatat64`: the same function on x86-64.
+///
+/// # Safety
+/// As the system call.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn fstatat64(
+    dir: c_int,
+    path: *const c_char,
+    st: *mut libc::stat,
+    flags: c_int,
+) -> c_int {
+    // SAFETY: as our caller's.
+    unsafe { fstatat(dir, path, st, flags) }
+}
+
+/// Whether what we have can be used so: ours can be read and searched, not written.
+fn allowed(answer: &Answer, mode: c_int) -> Option<c_int> {
+    match answer {
+        Answer::StandIn(path) => Some(real::access(path.as_ptr(), mode)),
+        Answer::Contents(_) => (mode & !libc::R_OK == 0).then_some(0),
+        Answer::Directory => (mode & libc::W_OK == 0).then_some(0),
+    }
+}
+
+/// `access(2)`.
+///
+/// # Safety
+/// As the system call.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn access(path: *const c_char, mode: c_int) -> c_int {
+    match real_for(path, || real::access(path, mode)) {
+        -1 => or_ours(-1, path, |a| allowed(&a, mode)),
+        done => done,
+    }
+}
+
+/// `faccessat(2)`, for absolute paths as `access`.
+///
+/// # Safety
+/// As the system call.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn faccessat(dir: c_int, path: *const c_char, mode: c_int, flags: c_int) -> c_int {
+    match real_for(path, || real::faccessat(dir, path, mode, flags)) {
+        -1 => or_ours(-1, path, |a| allowed(&a, mode)),
+        done => done,
+    }
+}
+
+/// `chdir(2)`: bcc compiles inside of the headers.
+///
+/// # Safety
+/// As the system call.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn chdir(path: *const c_char) -> c_int {
+    match real::chdir(path) {
+        -1 => or_ours(-1, path, |answer| match answer {
+            Answer::StandIn(path) => Some(real::chdir(path.as_ptr())),
+            Answer::Contents(_) | Answer::Directory => None,
+        }),
+        done => done,
+    }
+}
