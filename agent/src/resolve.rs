@@ -59,14 +59,10 @@ pub fn is_file(m: &Mapping, dev: u64, ino: u64) -> bool {
         && (m.dev == dev || fs::stat(m.path.as_str()).is_ok_and(|st| st.st_dev == dev && st.st_ino == ino))
 }
 
-/// Every address at which byte `offset` of the file is mapped executable.
-pub fn addresses(maps: &[Mapping], dev: u64, ino: u64, offset: u64) -> Vec<usize> {
-    let holds = |m: &&Mapping| m.exec && m.offset <= offset && offset - m.offset < (m.end - m.start) as u64;
-    maps.iter()
-        .filter(holds)
-        .filter(|m| is_file(m, dev, ino))
-        .map(|m| m.start + (offset - m.offset) as usize)
-        .collect()
+/// Where byte `offset` of the file is in a mapping of it.
+pub fn address(m: &Mapping, offset: u64) -> Option<usize> {
+    let at = offset.checked_sub(m.offset).filter(|at| *at < (m.end - m.start) as u64)?;
+    Some(m.start + at as usize)
 }
 
 #[cfg(test)]
@@ -88,7 +84,8 @@ mod tests {
         let me = this_test_finds_its_own_code as fn() as usize;
         let m = maps.iter().find(|m| m.exec && (m.start..m.end).contains(&me)).unwrap();
         let st = fs::stat(m.path.as_str()).unwrap();
-        let found = addresses(&maps, st.st_dev, st.st_ino, m.offset + (me - m.start) as u64);
-        assert_eq!(found, [me]);
+        assert!(is_file(m, st.st_dev, st.st_ino));
+        assert_eq!(address(m, m.offset + (me - m.start) as u64), Some(me));
+        assert_eq!(address(m, m.offset + (m.end - m.start) as u64), None);
     }
 }

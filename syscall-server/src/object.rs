@@ -5,7 +5,7 @@ use crate::fds::{self, FileId};
 use bpftime_agent::run::MapHandle;
 use bpftime_agent::run::image::Program;
 use bpftime_agent::run::shadow::Layout;
-use bpftime_shm::session::wire::{ProgSpec, SyscallEvent};
+use bpftime_shm::session::wire::{Point, ProgSpec, SyscallEvent};
 use bpftime_shm::{MapDef, PerfRing};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use rustix::io::Errno;
@@ -66,6 +66,8 @@ pub struct ProgObject {
     pub ctx_bytes: u32,
     /// Whether it calls a helper that returns the task.
     pub asks_for_task: bool,
+    /// `attr.expected_attach_type` at load.
+    pub attach_type: u32,
     /// Linked into the tool, for programs that run here.
     pub linked: OnceLock<Option<Arc<Program>>>,
 }
@@ -149,6 +151,8 @@ pub struct PerfState {
     pub cookie: u64,
     /// Id of the link the broker knows, while attached.
     pub attached: Option<u32>,
+    /// The id it has, or had, there.
+    pub link: Option<u32>,
     /// The timer thread runs.
     pub ticking: bool,
     /// Nanoseconds between two events of a clock; 0 for none.
@@ -165,6 +169,34 @@ pub struct LinkObject {
     pub prog: Arc<ProgObject>,
     /// The perf event it holds.
     pub event: Option<Arc<PerfObject>>,
+    /// What else BPF_OBJ_GET_INFO_BY_FD tells of it.
+    pub detail: LinkDetail,
+}
+
+/// What only one type of link has.
+pub enum LinkDetail {
+    /// All is told by the event.
+    Event,
+    /// BPF_LINK_TYPE_RAW_TRACEPOINT.
+    RawTracepoint {
+        /// Name of the tracepoint.
+        name: Vec<u8>,
+        /// What bpf_get_attach_cookie returns.
+        cookie: u64,
+    },
+    /// BPF_LINK_TYPE_UPROBE_MULTI.
+    UprobeMulti {
+        /// The file, absolute.
+        path: Vec<u8>,
+        /// Its places.
+        points: Vec<Point>,
+        /// Whether references and cookies were given.
+        given: (bool, bool),
+        /// `BPF_F_UPROBE_MULTI_*`.
+        flags: u32,
+        /// The process, 0 for all.
+        pid: u32,
+    },
 }
 
 /// BTF data.

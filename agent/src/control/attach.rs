@@ -9,6 +9,7 @@ use crate::sample::{Samplers, Timers};
 use crate::syscalls::{Calls, Listeners};
 use bpftime_shm::session::wire::LinkKind;
 use std::collections::{HashMap, HashSet};
+use std::ops::Range;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -16,6 +17,8 @@ use std::time::Duration;
 pub struct Sites {
     engine: Engine,
     lists: HashMap<usize, Probe>,
+    /// Which links' points are at an address.
+    places: HashMap<usize, Vec<Place>>,
     /// Lists that a thread may still be reading.
     #[expect(clippy::vec_box, reason = "threads hold the address of the list, so it must not move")]
     retired: Vec<Box<Programs>>,
@@ -28,12 +31,24 @@ pub struct Sites {
     timers: Timers,
     /// As `call_links`, of the links that sample.
     sample_links: Vec<(u64, u32)>,
+    /// A link to system calls came or went.
+    calls_changed: bool,
+    /// A link that samples came or went.
+    samples_changed: bool,
 }
 
 /// A probe and the list it runs.
 struct Probe {
     site: &'static Site,
     list: Box<Programs>,
+}
+
+/// A point of a link.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Place {
+    session: u64,
+    link: u32,
+    point: usize,
 }
 
 /// How long to wait for threads inside callbacks before what they might see is kept for the next time. Longer than any
@@ -55,6 +70,7 @@ impl Sites {
         Self {
             engine,
             lists: HashMap::new(),
+            places: HashMap::new(),
             retired: Vec::new(),
             semaphores: Semaphores::default(),
             linker: None,
@@ -62,71 +78,118 @@ impl Sites {
             call_links: Vec::new(),
             timers: Timers::default(),
             sample_links: Vec::new(),
+            calls_changed: false,
+            samples_changed: false,
         }
     }
 
-    /// Where `link` belongs in `maps` and does not stand yet; marks those addresses.
-    pub fn place(&mut self, link: &mut Link, maps: &[Mapping], dirty: &mut Dirty) {
-        let spec = &link.spec;
-        if !maps.iter().any(|m| resolve::is_file(m, spec.dev, spec.ino)) {
-            return;
-        }
-        for (i, point) in spec.points.iter().enumerate() {
-            for addr in resolve::addresses(maps, spec.dev, spec.ino, point.offset) {
-                if !link.placed.contains(&(addr, i)) {
-                    link.placed.push((addr, i));
+    /// Where the link belongs in `maps` and does not stand yet; marks those addresses.
+    pub fn place(&mut self, session: &mut Session, link: u32, maps: &[Mapping], dirty: &mut Dirty) {
+        let id = session.id;
+        let Some(l) = session.links.get_mut(&link) else { return };
+        let spec = &l.spec;
+        let of_file: Vec<&Mapping> =
+            maps.iter().filter(|m| m.exec && resolve::is_file(m, spec.dev, spec.ino)).collect();
+        for (point, p) in spec.points.iter().enumerate() {
+            for addr in of_file.iter().filter_map(|m| resolve::address(m, p.offset)) {
+                let here = self.places.entry(addr).or_default();
+                let place = Place { session: id, link, point };
+                if !here.contains(&place) {
+                    here.push(place);
+                    l.placed.push((addr, point));
+                    session.sites += 1;
                     dirty.insert(addr);
                 }
             }
         }
     }
 
+    /// The links' places are no more; marks their addresses.
+    pub fn unplace<'a>(
+        &mut self,
+        session: u64,
+        links: impl IntoIterator<Item = &'a Link>,
+        dirty: &mut Dirty,
+    ) {
+        for link in links {
+            for (addr, _) in &link.placed {
+                if let Some(here) = self.places.get_mut(addr) {
+                    here.retain(|p| (p.session, p.link) != (session, link.spec.link));
+                }
+                dirty.insert(*addr);
+            }
+        }
+    }
+
     /// Forgets places that are no longer mapped (dlclose). Never touches their memory.
     pub fn drop_unmapped(&mut self, sessions: &mut [Session], maps: &[Mapping]) {
-        let mapped = |addr: usize, l: &Link| {
-            // By inode alone: a file that was replaced or deleted since is still mapped, and still patched.
-            maps.iter().any(|m| m.exec && (m.start..m.end).contains(&addr) && m.ino == l.spec.ino)
-        };
+        // By inode alone: a file that was replaced or deleted since is still mapped, and still patched.
+        let mut code: HashMap<u64, Vec<Range<usize>>> = HashMap::new();
+        for m in maps.iter().filter(|m| m.exec) {
+            code.entry(m.ino).or_default().push(m.start..m.end);
+        }
         let mut gone = Dirty::new();
-        for link in sessions.iter_mut().flat_map(|s| s.links.values_mut()) {
-            let placed = std::mem::take(&mut link.placed);
-            let (keep, lost): (Vec<_>, Vec<_>) =
-                placed.into_iter().partition(|(addr, _)| mapped(*addr, link));
-            link.placed = keep;
-            gone.extend(lost.into_iter().map(|(addr, _)| addr));
+        for session in sessions.iter_mut() {
+            for link in session.links.values_mut() {
+                let mapped = code.get(&link.spec.ino).map_or(&[][..], Vec::as_slice);
+                link.placed.retain(|(addr, _)| {
+                    let keep = mapped.iter().any(|r| r.contains(addr));
+                    if !keep {
+                        session.sites -= 1;
+                        gone.insert(*addr);
+                    }
+                    keep
+                });
+            }
         }
         let ranges: Vec<_> = gone.iter().map(|addr| *addr..*addr + 1).collect();
         if !ranges.is_empty() {
             self.engine.forget_unmapped(&ranges);
         }
-        gone.iter().for_each(|addr| self.semaphores.forget(*addr));
-        for probe in gone.iter().filter_map(|addr| self.lists.remove(addr)) {
-            // The site is used again when something is mapped at this address once more.
-            probe.site.programs.store(std::ptr::null_mut(), Ordering::Release);
-            self.retired.push(probe.list);
+        for addr in gone {
+            self.places.remove(&addr);
+            self.semaphores.forget(addr);
+            if let Some(probe) = self.lists.remove(&addr) {
+                // The site is used again when something is mapped at this address once more.
+                probe.site.programs.store(std::ptr::null_mut(), Ordering::Release);
+                self.retired.push(probe.list);
+            }
         }
     }
 
     /// Makes the probes at `dirty` what the links say now.
     pub fn publish(&mut self, sessions: &mut [Session], dirty: Dirty) {
         for addr in dirty {
-            let programs = collect(sessions, addr);
+            let programs = self.collect(sessions, addr);
             let want = Want { entry: !programs.entry.is_empty(), ret: !programs.ret.is_empty() };
             if want.entry || want.ret {
                 if self.install(addr, want, programs) {
                     self.raise_semaphore(sessions, addr);
                 } else {
-                    refuse(sessions, addr);
+                    self.refuse(sessions, addr);
                 }
             } else {
+                self.places.remove(&addr);
                 self.semaphores.lower(addr);
                 self.remove(addr);
             }
         }
     }
 
+    /// A link came or went: which events of the process have to be looked at again.
+    pub fn note_change(&mut self, kind: LinkKind) {
+        match kind {
+            LinkKind::Uprobe => {}
+            LinkKind::Syscall(_) => self.calls_changed = true,
+            LinkKind::Sample(_) => self.samples_changed = true,
+        }
+    }
+
     /// Makes the programs at system calls what the links say now.
     pub fn publish_calls(&mut self, sessions: &[Session]) {
+        if !std::mem::take(&mut self.calls_changed) {
+            return;
+        }
         let of = |l: &Link| if let LinkKind::Syscall(e) = l.spec.kind { Some(e) } else { None };
         let links = links_of(sessions, of);
         let ids = ids_of(&links);
@@ -144,6 +207,9 @@ impl Sites {
 
     /// Makes the programs that sample what the links say now.
     pub fn publish_samples(&mut self, sessions: &[Session]) {
+        if !std::mem::take(&mut self.samples_changed) {
+            return;
+        }
         let of = |l: &Link| if let LinkKind::Sample(e) = l.spec.kind { Some(e) } else { None };
         let links = links_of(sessions, of);
         let ids = ids_of(&links);
@@ -191,9 +257,51 @@ impl Sites {
     }
 
     fn raise_semaphore(&mut self, sessions: &[Session], addr: usize) {
-        let Some(place) = semaphore_of(sessions, addr) else { return };
+        let Some(place) = self.semaphore_of(sessions, addr) else { return };
         let maps = resolve::mappings().unwrap_or_default();
         self.semaphores.raise(addr, place, &maps);
+    }
+
+    /// The links at `addr` and their points, newest link first: the kernel runs the consumers of a probe in that order.
+    fn links_at<'a>(&self, sessions: &'a [Session], addr: usize) -> Vec<(&'a Session, &'a Link, usize)> {
+        let here = self.places.get(&addr).map_or(&[][..], Vec::as_slice);
+        let mut found: Vec<_> = here
+            .iter()
+            .filter_map(|p| {
+                let age = sessions.iter().position(|s| s.id == p.session)?;
+                Some((age, p.link, sessions[age].links.get(&p.link)?, p.point))
+            })
+            .collect();
+        // Stable: one link's points at one address stay in its order.
+        found.sort_by_key(|(age, link, ..)| std::cmp::Reverse((*age, *link)));
+        found.into_iter().map(|(age, _, link, point)| (&sessions[age], link, point)).collect()
+    }
+
+    fn collect(&self, sessions: &[Session], addr: usize) -> Programs {
+        let mut programs = Programs::default();
+        for (session, link, point) in self.links_at(sessions, addr) {
+            let entry = entry_of(session, link, link.spec.points[point].cookie);
+            if link.spec.ret { programs.ret.push(entry) } else { programs.entry.push(entry) }
+        }
+        programs
+    }
+
+    /// File and offset of the semaphore of the probe at `addr`, if a link names one.
+    fn semaphore_of(&self, sessions: &[Session], addr: usize) -> Option<(u64, u64, u64)> {
+        let here = self.links_at(sessions, addr).into_iter();
+        here.map(|(_, l, i)| (l.spec.dev, l.spec.ino, l.spec.points[i].ref_ctr_offset))
+            .find(|(_, _, offset)| *offset != 0)
+    }
+
+    /// Records that the probes at `addr` could not be placed.
+    fn refuse(&mut self, sessions: &mut [Session], addr: usize) {
+        for place in self.places.remove(&addr).unwrap_or_default() {
+            let Some(session) = sessions.iter_mut().find(|s| s.id == place.session) else { continue };
+            let Some(link) = session.links.get_mut(&place.link) else { continue };
+            link.placed.retain(|p| *p != (addr, place.point));
+            session.sites -= 1;
+            session.refused += 1;
+        }
     }
 
     /// Finishes what had to wait for threads; tells whether some still has to.
@@ -258,38 +366,6 @@ fn ids_of<E>(links: &[(&Session, &Link, E)]) -> Vec<(u64, u32)> {
 fn entry_of(session: &Session, link: &Link, cookie: u64) -> Entry {
     let only_pid = if link.spec.pid > 0 { std::process::id() } else { 0 };
     Entry::new(link.program.clone(), session.shared.clone(), cookie, link.enabled.clone(), only_pid)
-}
-
-/// The programs at `addr`, newest link first: the kernel runs the consumers of a probe in that order.
-fn collect(sessions: &[Session], addr: usize) -> Programs {
-    let mut programs = Programs::default();
-    for session in sessions.iter().rev() {
-        let mut links: Vec<&Link> = session.links.values().collect();
-        links.sort_by_key(|l| std::cmp::Reverse(l.spec.link));
-        for link in links {
-            for (_, point) in link.placed.iter().filter(|(a, _)| *a == addr) {
-                let entry = entry_of(session, link, link.spec.points[*point].cookie);
-                if link.spec.ret { programs.ret.push(entry) } else { programs.entry.push(entry) }
-            }
-        }
-    }
-    programs
-}
-
-/// File and offset of the semaphore of the probe at `addr`, if a link names one.
-fn semaphore_of(sessions: &[Session], addr: usize) -> Option<(u64, u64, u64)> {
-    let links = sessions.iter().flat_map(|s| s.links.values());
-    let here = links.flat_map(|l| l.placed.iter().filter(|(a, _)| *a == addr).map(move |(_, i)| (l, *i)));
-    here.map(|(l, i)| (l.spec.dev, l.spec.ino, l.spec.points[i].ref_ctr_offset)).find(|(_, _, off)| *off != 0)
-}
-
-/// Records that the probes at `addr` could not be placed.
-fn refuse(sessions: &mut [Session], addr: usize) {
-    for link in sessions.iter_mut().flat_map(|s| s.links.values_mut()) {
-        let before = link.placed.len();
-        link.placed.retain(|(a, _)| *a != addr);
-        link.refused += (before - link.placed.len()) as u32;
-    }
 }
 
 /// Turns every link of a session off at once, before its probes are taken out one by one.

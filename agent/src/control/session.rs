@@ -25,8 +25,6 @@ pub struct Link {
     pub program: Arc<Program>,
     /// Addresses it is attached to, with the index of its point.
     pub placed: Vec<(usize, usize)>,
-    /// Points that could not be placed, for the tool's listing.
-    pub refused: u32,
 }
 
 /// A connected session.
@@ -45,6 +43,10 @@ pub struct Session {
     task: Option<Arc<Layout>>,
     /// Links by id.
     pub links: HashMap<u32, Link>,
+    /// Points placed in this process, over all links.
+    pub sites: u32,
+    /// Points that could not be placed, for the tool's listing.
+    pub refused: u32,
     /// Links named since the connection was made, until the first `Sync`.
     named: Option<HashSet<u32>>,
 }
@@ -86,6 +88,8 @@ impl Session {
             programs: HashMap::new(),
             task: None,
             links: HashMap::new(),
+            sites: 0,
+            refused: 0,
             named: Some(HashSet::new()),
         })
     }
@@ -181,7 +185,7 @@ impl Session {
             crate::run::shadow::refresh();
         }
         let enabled = Arc::new(AtomicBool::new(true));
-        self.links.insert(id, Link { spec, enabled, program, placed: vec![], refused: 0 });
+        self.links.insert(id, Link { spec, enabled, program, placed: vec![] });
         vec![Todo::Attach(id)]
     }
 
@@ -196,9 +200,7 @@ impl Session {
 
     /// Tells the tool that everything up to `seq` is in force.
     pub fn ack(&self, seq: u64) -> Result<(), Errno> {
-        let sites = self.links.values().map(|l| l.placed.len() as u32).sum();
-        let refused = self.links.values().map(|l| l.refused).sum();
-        let msg = Message::Ack { seq, sites, refused };
+        let msg = Message::Ack { seq, sites: self.sites, refused: self.refused };
         self.fd().map_or(Ok(()), |sock| sock::send(sock, &msg.encode(), &[]))
     }
 }

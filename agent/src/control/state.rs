@@ -47,8 +47,8 @@ impl State {
 
     /// What stands now.
     pub fn summary(&self) -> Summary {
-        let links = self.sessions.iter().flat_map(|s| s.links.values());
-        Summary { sessions: self.sessions.len(), placed: links.map(|l| l.placed.len()).sum() }
+        let placed = self.sessions.iter().map(|s| s.sites as usize).sum();
+        Summary { sessions: self.sessions.len(), placed }
     }
 
     /// Connects to sessions that appeared.
@@ -126,14 +126,16 @@ impl State {
                             Todo::Attach(link) => {
                                 let maps =
                                     maps.get_or_insert_with(|| resolve::mappings().unwrap_or_default());
-                                if let Some(link) = session.links.get_mut(&link) {
-                                    self.sites.place(link, maps, &mut dirty);
-                                }
+                                self.sites.place(session, link, maps, &mut dirty);
+                                let kind = session.links.get(&link).map(|l| l.spec.kind);
+                                kind.into_iter().for_each(|k| self.sites.note_change(k));
                             }
                             Todo::Detach(link) => {
                                 if let Some(link) = session.links.remove(&link) {
                                     link.enabled.store(false, std::sync::atomic::Ordering::Relaxed);
-                                    dirty.extend(link.placed.iter().map(|(addr, _)| *addr));
+                                    session.sites -= link.placed.len() as u32;
+                                    self.sites.unplace(id, [&link], &mut dirty);
+                                    self.sites.note_change(link.spec.kind);
                                 }
                             }
                             Todo::Ack(seq) => {
@@ -213,7 +215,9 @@ impl State {
         let session = self.sessions.remove(at);
         disable_all(&session);
         self.leftovers.push((session.path.clone(), LEFTOVER_TRIES));
-        let dirty = session.links.values().flat_map(|l| l.placed.iter().map(|(addr, _)| *addr)).collect();
+        let mut dirty = Dirty::new();
+        self.sites.unplace(id, session.links.values(), &mut dirty);
+        session.links.values().for_each(|l| self.sites.note_change(l.spec.kind));
         self.settle(dirty);
         // The programs go only now: `settle` waited for the last reader of the lists that named them, and where it
         // could not, the lists it kept hold them.
@@ -226,8 +230,9 @@ impl State {
         self.sites.drop_unmapped(&mut self.sessions, &maps);
         self.sites.look_for_calls(&maps);
         let mut dirty = Dirty::new();
-        for link in self.sessions.iter_mut().flat_map(|s| s.links.values_mut()) {
-            self.sites.place(link, &maps, &mut dirty);
+        for session in &mut self.sessions {
+            let links: Vec<u32> = session.links.keys().copied().collect();
+            links.into_iter().for_each(|l| self.sites.place(session, l, &maps, &mut dirty));
         }
         self.settle(dirty);
     }

@@ -21,6 +21,9 @@ pub(super) type Fixed = [bool; 4];
 struct Arena {
     range: Range<usize>,
     used: BTreeMap<usize, usize>,
+    /// By which bytes are fixed: where the last search ended. Below it little is free, and looking again at each piece
+    /// in use would cost as much as there are.
+    hints: [usize; 16],
 }
 
 /// All arenas of the process.
@@ -128,7 +131,7 @@ impl Arena {
                 [range.start, range.len(), libc::MADV_NOHUGEPAGE as usize, 0, 0, 0],
             )
         };
-        Some(Self { range, used: BTreeMap::new() })
+        Some(Self { range, used: BTreeMap::new(), hints: [0; 16] })
     }
 
     fn unmap(self) {
@@ -146,6 +149,25 @@ impl Arena {
     ) -> Option<usize> {
         let lo = self.range.start.max(reach.start);
         let hi = self.range.end.min(reach.end.saturating_add(len));
+        let pattern = fixed.iter().enumerate().map(|(k, f)| usize::from(*f) << k).sum::<usize>();
+        let hint = lo.max(self.hints[pattern]);
+        let above = self.search(from, hint..hi, fixed, len, paged);
+        let found =
+            above.or_else(|| self.search(from, lo..hint.saturating_add(len).min(hi), fixed, len, paged));
+        self.hints[pattern] = found.unwrap_or(self.hints[pattern]);
+        found
+    }
+
+    /// Takes the first free piece in `within`.
+    fn search(
+        &mut self,
+        from: usize,
+        within: Range<usize>,
+        fixed: Fixed,
+        len: usize,
+        paged: bool,
+    ) -> Option<usize> {
+        let (lo, hi) = (within.start, within.end);
         let mut at = lo;
         loop {
             at = next_match(from, at, fixed)?;

@@ -128,7 +128,7 @@ fn spawn(id: u64, page: Page, page_fd: OwnedFd, channel: OwnedFd, path: PathBuf)
             let [channel, page_fd] = kept.try_into().map_err(|_| Errno::BADF)?;
             let expected = path.parent().map(sock::present).unwrap_or_default();
             let listener = sock::listen(&path)?;
-            Ok(Broker::new(id, Arc::new(page), page_fd, listener, channel, expected))
+            Broker::new(id, Arc::new(page), page_fd, listener, channel, expected)
         };
         match serve() {
             Ok(broker) => {

@@ -23,6 +23,8 @@ pub struct Known {
     progs: BTreeMap<u32, (ProgSpec, OwnedFd)>,
     /// Links by id.
     pub links: BTreeMap<u32, KnownLink>,
+    /// What ends links that are switched off: they may come back under their ids.
+    parked: BTreeMap<u32, OwnedFd>,
 }
 
 /// One message to an agent.
@@ -42,13 +44,24 @@ impl Known {
             (Message::Task { rows }, _) => self.task = Some(rows),
             (Message::Prog(spec), Some(fd)) => drop(self.progs.insert(spec.prog, (spec, fd))),
             (Message::Link(spec), watch) => self.learn_link(spec, watch),
-            (Message::Unlink { link }, _) => drop(self.links.remove(&link)),
+            (Message::Unlink { link }, _) => {
+                let watch = self.links.remove(&link).and_then(|l| l.watch);
+                self.parked.extend(watch.map(|w| (link, w)));
+            }
             _ => {}
         }
     }
 
     fn learn_link(&mut self, spec: LinkSpec, watch: Option<OwnedFd>) {
+        let watch = watch.or_else(|| self.parked.remove(&spec.link));
         self.links.insert(spec.link, KnownLink { spec, watch });
+    }
+
+    /// Forgets a link for good; gives back what ended it, and whether agents know it.
+    pub fn end(&mut self, link: u32) -> (Option<OwnedFd>, bool) {
+        let known = self.links.remove(&link);
+        let active = known.is_some();
+        (known.and_then(|l| l.watch).or_else(|| self.parked.remove(&link)), active)
     }
 
     /// Whether agent `pid` is told about `link`.

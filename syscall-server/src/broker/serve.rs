@@ -4,9 +4,11 @@ use super::known::Known;
 use bpftime_shm::session::page::Page;
 use bpftime_shm::session::sock;
 use bpftime_shm::session::wire::{Message, VERSION};
-use rustix::event::{PollFd, PollFlags};
+use rustix::event::epoll::{self, EventData, EventFlags};
+use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::io::Errno;
+use std::mem::MaybeUninit;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -45,7 +47,17 @@ pub struct Broker {
     agents: Vec<Agent>,
     next_owner: u32,
     seq: u64,
+    /// Everything that may speak or hang up, so that a round costs what happened and not what is there.
+    poll: OwnedFd,
+    /// A link went since programs and maps without one were last looked for.
+    unlinked: bool,
 }
+
+/// What an event of the epoll set is about, above the id of the link or the owner index of the agent.
+const TOOL: u64 = 0;
+const LISTENER: u64 = 1;
+const LINK: u64 = 2;
+const AGENT: u64 = 3;
 
 impl Broker {
     /// A broker without agents. Owner 0 is nobody, owner 1 the tool itself.
@@ -56,9 +68,26 @@ impl Broker {
         listener: OwnedFd,
         tool: OwnedFd,
         expected: Vec<i32>,
-    ) -> Self {
+    ) -> Result<Self, Errno> {
         let (known, agents) = (Known::default(), Vec::new());
-        Self { session, page, page_fd, listener, tool, known, expected, agents, next_owner: 2, seq: 0 }
+        let poll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+        let broker = Self {
+            session,
+            page,
+            page_fd,
+            listener,
+            tool,
+            known,
+            expected,
+            agents,
+            next_owner: 2,
+            seq: 0,
+            poll,
+            unlinked: false,
+        };
+        broker.watch(broker.tool.as_fd(), TOOL, 0);
+        broker.watch(broker.listener.as_fd(), LISTENER, 0);
+        Ok(broker)
     }
 
     /// Serves until the tool is gone.
@@ -77,44 +106,64 @@ impl Broker {
     }
 
     fn wait(&self) -> Ready {
-        let mut fds =
-            vec![PollFd::new(&self.tool, PollFlags::IN), PollFd::new(&self.listener, PollFlags::IN)];
-        let links: Vec<u32> =
-            self.known.links.iter().filter(|(_, l)| l.watch.is_some()).map(|(id, _)| *id).collect();
-        fds.extend(links.iter().filter_map(|id| self.known.links[id].watch.as_ref()).map(|w| {
-            // Only the hang-up matters, which poll reports unasked.
-            PollFd::new(w, PollFlags::empty())
-        }));
-        fds.extend(self.agents.iter().map(|a| PollFd::new(&a.sock, PollFlags::IN)));
-        if rustix::event::poll(&mut fds, None).is_err() {
-            return Ready::default();
+        self.ready(None)
+    }
+
+    /// What has something to say, at once or as soon as anything has.
+    fn ready(&self, limit: Option<&Timespec>) -> Ready {
+        let mut ready = Ready::default();
+        let mut events = [MaybeUninit::uninit(); 64];
+        let Ok((events, _)) = epoll::wait(&self.poll, &mut events, limit) else { return ready };
+        for event in events.iter() {
+            let (flags, source) = (event.flags, event.data.u64());
+            match (source >> 32, source as u32) {
+                (TOOL, _) => ready.tool = true,
+                (LISTENER, _) => ready.listener = true,
+                (LINK, link) if flags.intersects(EventFlags::HUP | EventFlags::ERR) => ready.links.push(link),
+                (AGENT, owner) => ready.agents.push(owner),
+                _ => {}
+            }
         }
-        let fired = |i: usize| !fds[i].revents().is_empty();
-        let hung = |i: usize| fds[i].revents().intersects(PollFlags::HUP | PollFlags::ERR);
-        Ready {
-            tool: fired(0),
-            listener: fired(1),
-            links: links.iter().enumerate().filter(|(i, _)| hung(2 + i)).map(|(_, id)| *id).collect(),
-            agents: (0..self.agents.len()).filter(|i| fired(2 + links.len() + i)).collect(),
+        ready
+    }
+
+    /// Has `fd` looked after by [`Broker::ready`]. Only the hang-up of a link matters, which is reported unasked.
+    fn watch(&self, fd: BorrowedFd, kind: u64, id: u32) {
+        let flags = if kind == LINK { EventFlags::empty() } else { EventFlags::IN };
+        if let Err(errno) = epoll::add(&self.poll, fd, EventData::new_u64(kind << 32 | id as u64), flags) {
+            tracing::error!(%errno, kind, id, "cannot be waited for");
         }
     }
 
     /// Links whose last descriptor was closed.
     fn reap_links(&mut self, ready: &Ready) {
-        if ready.links.is_empty() {
-            return;
-        }
+        let mut changed = false;
         for link in &ready.links {
-            self.known.links.remove(link);
-            self.relay(&Message::Unlink { link: *link });
+            let (watch, active) = self.known.end(*link);
+            // By hand: another descriptor of the same file would keep it in the set.
+            if let Some(watch) = watch {
+                let _ = epoll::delete(&self.poll, watch);
+            }
+            if active {
+                self.relay(&Message::Unlink { link: *link });
+                changed = true;
+            }
         }
-        self.collect();
-        self.synchronise();
+        if changed {
+            self.unlinked = true;
+            self.collect();
+            self.synchronise();
+        }
     }
 
     /// Forgets what nothing uses, here and in the agents.
     fn collect(&mut self) {
+        // Nothing is left over unless a link went; looking costs as much as there are links.
+        if !self.unlinked {
+            return;
+        }
         let Some(mut announced) = super::client::announced_if_free() else { return };
+        self.unlinked = false;
         let (progs, maps) = self.known.collect();
         if progs.is_empty() && maps.is_empty() {
             return;
@@ -124,12 +173,12 @@ impl Broker {
     }
 
     fn reap_agents(&mut self, ready: &Ready) {
-        for i in ready.agents.iter().rev() {
-            while let Some(agent) = self.agents.get_mut(*i) {
-                match agent_message(agent) {
+        for owner in &ready.agents {
+            while let Some(i) = self.agents.iter().position(|a| a.owner == *owner) {
+                match agent_message(&mut self.agents[i]) {
                     Ok(true) => {}
                     Ok(false) => break,
-                    Err(_) => self.lose(*i),
+                    Err(_) => self.lose(i),
                 }
             }
         }
@@ -176,6 +225,7 @@ impl Broker {
         }
         self.seq += 1;
         sock::send(conn.as_fd(), &Message::Sync { seq: self.seq }.encode(), &[])?;
+        self.watch(conn.as_fd(), AGENT, owner);
         let agent = Agent { sock: conn, pid, owner, acked: 0, sites: 0, refused: 0, lagging: false };
         self.agents.push(agent);
         Ok(())
@@ -198,14 +248,17 @@ impl Broker {
         let fd = msg.fds.into_iter().next();
         match Message::decode(&msg.bytes)? {
             Message::Sync { seq } => {
-                let ready = self.hung_links();
-                self.reap_links(&ready);
+                self.reap_closed_links();
                 self.collect();
                 self.synchronise();
                 let ack = Message::Ack { seq, sites: self.agents.iter().map(|a| a.sites).sum(), refused: 0 };
                 sock::send(self.tool.as_fd(), &ack.encode(), &[])
             }
             msg => {
+                if let (Message::Link(spec), Some(watch)) = (&msg, &fd) {
+                    self.watch(watch.as_fd(), LINK, spec.link);
+                }
+                self.unlinked |= matches!(msg, Message::Unlink { .. });
                 self.known.learn(msg.clone(), fd);
                 self.relay(&msg);
                 Ok(())
@@ -213,16 +266,16 @@ impl Broker {
         }
     }
 
-    /// Links closed by now, without waiting.
-    fn hung_links(&self) -> Ready {
-        let hung = |fd: BorrowedFd| {
-            let mut one = [PollFd::from_borrowed_fd(fd, PollFlags::empty())];
-            let now = rustix::time::Timespec { tv_sec: 0, tv_nsec: 0 };
-            rustix::event::poll(&mut one, Some(&now)).is_ok_and(|n| n > 0)
-        };
-        let links = &self.known.links;
-        let gone = links.iter().filter(|(_, l)| l.watch.as_ref().is_some_and(|w| hung(w.as_fd())));
-        Ready { links: gone.map(|(id, _)| *id).collect(), ..Ready::default() }
+    /// Takes off the links that are closed by now, without waiting.
+    fn reap_closed_links(&mut self) {
+        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+        loop {
+            let ready = self.ready(Some(&now));
+            if ready.links.is_empty() {
+                return;
+            }
+            self.reap_links(&ready);
+        }
     }
 
     /// Sends a change to the agents it concerns.
@@ -293,7 +346,8 @@ struct Ready {
     tool: bool,
     listener: bool,
     links: Vec<u32>,
-    agents: Vec<usize>,
+    /// Owner indices.
+    agents: Vec<u32>,
 }
 
 /// Takes one message of an agent; false when there is none. Nothing an agent says is trusted beyond its own counts.

@@ -3,7 +3,7 @@
 use super::Attr;
 use crate::object::{self, Object};
 use crate::{fds, user};
-use bpftime_abi::attr::{BtfInfo, GetId, Info, LinkInfo, MapInfo, ProgInfo};
+use bpftime_abi::attr::{BtfInfo, GetId, Info, MapInfo, ProgInfo};
 use rustix::fd::RawFd;
 use rustix::io::Errno;
 use zerocopy::{FromBytes, IntoBytes};
@@ -14,7 +14,7 @@ pub fn by_fd(attr: &Attr) -> Result<i64, Errno> {
     let bytes = match object::find(a.bpf_fd as RawFd)? {
         Object::Map(m) => map_info(&m).as_bytes().to_vec(),
         Object::Prog(p) => prog_info(&p, &a)?,
-        Object::Link(l) => link_info(&l).as_bytes().to_vec(),
+        Object::Link(l) => super::link_info::of(&l, &theirs(&a)?)?.as_bytes().to_vec(),
         Object::Btf(b) => btf_info(&b, &a)?,
         Object::Perf(_) => return Err(Errno::INVAL),
     };
@@ -86,19 +86,6 @@ fn prog_info(p: &object::ProgObject, a: &Info) -> Result<Vec<u8>, Errno> {
         ..ProgInfo::default()
     };
     Ok(info.as_bytes().to_vec())
-}
-
-/// `BPF_PERF_EVENT_UPROBE` and `BPF_PERF_EVENT_URETPROBE`.
-const PERF_EVENT_UPROBE: u64 = 1;
-const PERF_EVENT_URETPROBE: u64 = 2;
-
-fn link_info(l: &object::LinkObject) -> LinkInfo {
-    let mut info =
-        LinkInfo { link_type: l.link_type, id: l.id, prog_id: l.prog.spec.prog, ..LinkInfo::default() };
-    if let Some(object::PerfKind::Uprobe { ret, .. }) = l.event.as_ref().map(|e| &e.kind) {
-        info.data[0] = if *ret { PERF_EVENT_URETPROBE } else { PERF_EVENT_UPROBE };
-    }
-    info
 }
 
 fn btf_info(b: &object::BtfObject, a: &Info) -> Result<Vec<u8>, Errno> {

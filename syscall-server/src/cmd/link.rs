@@ -1,7 +1,7 @@
 //! Links.
 
 use super::{Attr, ENOTSUPP};
-use crate::object::{self, LinkObject, Object, PerfKind};
+use crate::object::{self, LinkDetail, LinkObject, Object, PerfKind};
 use crate::{broker, fds, perf, user};
 use bpftime_abi::attr::{LinkCreatePerf, LinkCreateUprobeMulti, LinkUpdate, OneFd};
 use bpftime_abi::prog_type::{
@@ -30,7 +30,7 @@ pub fn create(attr: &Attr) -> Result<i64, Errno> {
 /// for "supported".
 fn perf_link(a: &LinkCreatePerf) -> Result<i64, Errno> {
     let prog = object::prog(a.prog_fd)?;
-    if a.flags != 0 {
+    if a.flags != 0 || MULTI_TYPES.contains(&prog.attach_type) {
         return Err(Errno::INVAL);
     }
     let types = [BPF_PROG_TYPE_KPROBE, BPF_PROG_TYPE_TRACEPOINT, BPF_PROG_TYPE_PERF_EVENT];
@@ -40,7 +40,7 @@ fn perf_link(a: &LinkCreatePerf) -> Result<i64, Errno> {
     let event = object::perf(a.target_fd).map_err(|_| Errno::BADF)?;
     let (tool, ours) = fds::event_pair()?;
     perf::set_program(&event, &prog, a.bpf_cookie, Some(ours))?;
-    new_link(tool, BPF_LINK_TYPE_PERF_EVENT, prog, Some(event))
+    new_link(tool, BPF_LINK_TYPE_PERF_EVENT, prog, Some(event), LinkDetail::Event)
 }
 
 fn new_link(
@@ -48,58 +48,47 @@ fn new_link(
     link_type: u32,
     prog: Arc<object::ProgObject>,
     event: Option<Arc<object::PerfObject>>,
+    detail: LinkDetail,
 ) -> Result<i64, Errno> {
-    let link = LinkObject { id: object::next_id(), link_type, prog, event };
+    let link = LinkObject { id: object::next_id(), link_type, prog, event, detail };
     object::insert(&tool, Object::Link(Arc::new(link)))?;
     fds::watch(&tool);
     Ok(fds::give(tool))
 }
 
+/// Programs of these attach types go on their own kind of link only.
+const MULTI_TYPES: [u32; 2] = [BPF_TRACE_KPROBE_MULTI, BPF_TRACE_UPROBE_MULTI];
 /// `BPF_F_UPROBE_MULTI_RETURN`.
 const MULTI_RETURN: u32 = 1;
 /// `MAX_UPROBE_MULTI_CNT`.
 const MULTI_MAX: u32 = 1 << 20;
 
-/// One program on many offsets of a file.
+/// One program on many offsets of a file: on all or on none. The order of the checks is the kernel's.
 fn uprobe_multi(a: &LinkCreateUprobeMulti) -> Result<i64, Errno> {
     let prog = object::prog(a.prog_fd)?;
-    if prog.spec.prog_type != BPF_PROG_TYPE_KPROBE || a.flags != 0 || a.multi_flags & !MULTI_RETURN != 0 {
+    let fits = prog.spec.prog_type == BPF_PROG_TYPE_KPROBE && prog.attach_type == BPF_TRACE_UPROBE_MULTI;
+    if !fits || a.flags != 0 || a.multi_flags & !MULTI_RETURN != 0 {
         return Err(Errno::INVAL);
     }
-    if a.path == 0 || a.offsets == 0 || a.cnt == 0 {
+    if a.path == 0 || a.offsets == 0 || a.cnt == 0 || (a.pid as i32) < 0 {
         return Err(Errno::INVAL);
     }
     if a.cnt > MULTI_MAX {
         return Err(Errno::TOOBIG);
     }
-    if (a.pid as i32) < 0 {
-        return Err(Errno::INVAL);
-    }
     let path = user::read_str(a.path, 4096)?;
-    let st = rustix::fs::stat(path.as_slice()).map_err(|_| Errno::BADF)?;
+    let st = rustix::fs::stat(path.as_slice())?;
     if rustix::fs::FileType::from_raw_mode(st.st_mode) != rustix::fs::FileType::RegularFile {
         return Err(Errno::BADF);
     }
-    if a.pid != 0
-        && rustix::process::Pid::from_raw(a.pid as i32)
-            .is_none_or(|p| rustix::process::test_kill_process(p) == Err(Errno::SRCH))
-    {
-        return Err(Errno::SRCH);
-    }
-    let words = |addr: u64| -> Result<Vec<u64>, Errno> {
-        if addr == 0 {
-            return Ok(vec![0; a.cnt as usize]);
-        }
-        let bytes = user::read(addr, a.cnt as usize * 8)?;
-        Ok(bytes.chunks_exact(8).filter_map(|c| c.try_into().ok().map(u64::from_ne_bytes)).collect())
-    };
-    let (offsets, refs, cookies) = (words(a.offsets)?, words(a.ref_ctr_offsets)?, words(a.cookies)?);
-    if offsets.iter().any(|o| *o as i64 >= st.st_size || (*o as i64) < 0) {
+    check_process(a.pid)?;
+    let points = read_points(a)?;
+    if points.iter().any(|p| p.offset as i64 > st.st_size || p.ref_ctr_offset % 2 != 0) {
         return Err(Errno::INVAL);
     }
-    let points = (0..a.cnt as usize)
-        .map(|i| Point { offset: offsets[i], ref_ctr_offset: refs[i], cookie: cookies[i] })
-        .collect();
+    if a.multi_flags & MULTI_RETURN != 0 && perf::golang::is_go(&path) {
+        return Err(Errno::OPNOTSUPP);
+    }
     let (tool, ours) = fds::event_pair()?;
     let spec = LinkSpec {
         kind: LinkKind::Uprobe,
@@ -109,11 +98,51 @@ fn uprobe_multi(a: &LinkCreateUprobeMulti) -> Result<i64, Errno> {
         pid: if a.pid == 0 { -1 } else { a.pid as i32 },
         dev: st.st_dev,
         ino: st.st_ino,
-        path,
-        points,
+        path: path.clone(),
+        points: points.clone(),
     };
     attach_in_pieces(spec, &prog, ours)?;
-    new_link(tool, BPF_LINK_TYPE_UPROBE_MULTI, prog, None)
+    let detail = LinkDetail::UprobeMulti {
+        path: absolute(path),
+        points,
+        given: (a.ref_ctr_offsets != 0, a.cookies != 0),
+        flags: a.multi_flags,
+        pid: a.pid,
+    };
+    new_link(tool, BPF_LINK_TYPE_UPROBE_MULTI, prog, None, detail)
+}
+
+/// Process 0 stands for all.
+fn check_process(pid: u32) -> Result<(), Errno> {
+    let Some(pid) = rustix::process::Pid::from_raw(pid as i32) else { return Ok(()) };
+    match rustix::process::test_kill_process(pid) {
+        Err(Errno::SRCH) => Err(Errno::SRCH),
+        _ => Ok(()),
+    }
+}
+
+/// The tool's arrays.
+fn read_points(a: &LinkCreateUprobeMulti) -> Result<Vec<Point>, Errno> {
+    let words = |addr: u64| -> Result<Vec<u64>, Errno> {
+        if addr == 0 {
+            return Ok(vec![0; a.cnt as usize]);
+        }
+        let bytes = user::read(addr, a.cnt as usize * 8)?;
+        Ok(bytes.chunks_exact(8).filter_map(|c| c.try_into().ok().map(u64::from_ne_bytes)).collect())
+    };
+    let (offsets, refs, cookies) = (words(a.offsets)?, words(a.ref_ctr_offsets)?, words(a.cookies)?);
+    if offsets.iter().any(|o| (*o as i64) < 0) {
+        return Err(Errno::INVAL);
+    }
+    let point = |i: usize| Point { offset: offsets[i], ref_ctr_offset: refs[i], cookie: cookies[i] };
+    Ok((0..a.cnt as usize).map(point).collect())
+}
+
+/// As the kernel's `d_path` names the file.
+fn absolute(path: Vec<u8>) -> Vec<u8> {
+    use std::os::unix::ffi::{OsStrExt, OsStringExt};
+    let full = std::fs::canonicalize(std::ffi::OsStr::from_bytes(&path));
+    full.map_or(path, |p| p.into_os_string().into_vec())
 }
 
 /// A message holds some thousands of points; a larger link goes as several, ended by the same hang-up.
@@ -128,15 +157,14 @@ fn attach_in_pieces(spec: LinkSpec, prog: &object::ProgObject, watch: OwnedFd) -
     Ok(())
 }
 
-/// BPF_LINK_DETACH.
+/// BPF_LINK_DETACH: the kernel's links of these types have none, they are closed.
 pub fn detach(attr: &Attr) -> Result<i64, Errno> {
     let a: OneFd = attr.get();
     object::link(a.fd)?;
-    // Neither perf event links nor uprobe links can be detached but by closing them, as in the kernel.
     Err(Errno::OPNOTSUPP)
 }
 
-/// BPF_LINK_UPDATE.
+/// BPF_LINK_UPDATE: the kernel's links of these types keep their program.
 pub fn update(attr: &Attr) -> Result<i64, Errno> {
     let a: LinkUpdate = attr.get();
     object::link(a.link_fd)?;
@@ -157,7 +185,8 @@ pub fn raw_tracepoint(attr: &Attr) -> Result<i64, Errno> {
     perf::context::fits(&event, &prog)?;
     let (tool, ours) = fds::event_pair()?;
     broker::attach(perf::tracepoint::spec(event, -1, object::next_id(), &prog), &prog, Some(ours))?;
-    new_link(tool, BPF_LINK_TYPE_RAW_TRACEPOINT, prog, None)
+    let detail = LinkDetail::RawTracepoint { name, cookie: a.cookie };
+    new_link(tool, BPF_LINK_TYPE_RAW_TRACEPOINT, prog, None, detail)
 }
 
 /// After a close that may have been a detach.

@@ -3,6 +3,7 @@
 pub mod btf;
 pub mod info;
 pub mod link;
+mod link_info;
 pub mod log;
 pub mod map;
 pub mod prog;

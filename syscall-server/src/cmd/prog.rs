@@ -104,6 +104,7 @@ fn finish(a: &ProgLoad, insns: &[Insn], built: Built) -> Result<i64, Errno> {
         btf,
         ctx_bytes,
         asks_for_task: insns.iter().any(asks_for_task),
+        attach_type: a.expected_attach_type,
         linked: OnceLock::new(),
     };
     object::insert(&fd, Object::Prog(Arc::new(prog)))?;

@@ -2,7 +2,7 @@
 
 mod clock;
 pub mod context;
-mod golang;
+pub mod golang;
 pub mod mmap;
 mod open;
 mod timer;
@@ -96,11 +96,12 @@ fn apply_probe(event: &Arc<PerfObject>) -> Result<(), Errno> {
     let mut state = event.state.lock().unwrap_or_else(PoisonError::into_inner);
     match (state.enabled, state.prog.clone(), state.attached) {
         (true, Some(prog), None) => {
-            let link = object::next_id();
-            let watch = event.liveness.lock().unwrap_or_else(PoisonError::into_inner);
+            // The broker keeps what ends the link, also while it is switched off.
+            let link = *state.link.get_or_insert_with(object::next_id);
+            let mut watch = event.liveness.lock().unwrap_or_else(PoisonError::into_inner);
             let copy = watch.as_ref().map(crate::fds::hidden).transpose()?;
             broker::attach(spec_of(event, link, &prog, &state)?, &prog, copy)?;
-            drop(watch);
+            *watch = None;
             state.attached = Some(link);
         }
         (false, _, Some(link)) => {

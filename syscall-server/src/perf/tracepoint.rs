@@ -82,6 +82,13 @@ fn read_ids(root: &Path) -> HashMap<u32, SyscallEvent> {
     ids
 }
 
+/// The name of an event without its category.
+pub fn name_of(event: &SyscallEvent) -> String {
+    let side = if event.side == Side::Enter { "sys_enter" } else { "sys_exit" };
+    let row = event.nr.and_then(|nr| syscall::SYSCALLS.iter().find(|s| s.nr == nr));
+    row.map_or_else(|| side.to_string(), |row| format!("{side}_{}", row.name))
+}
+
 /// The event of this name.
 pub fn named(category: &str, name: &str) -> Option<SyscallEvent> {
     let (side, call) = match name.strip_prefix("sys_enter") {

@@ -223,14 +223,15 @@ impl Engine {
     /// A thread that blocks SIGTRAP, if any. Looking takes 20 us per thread, and 20 ms if there is one: not repeated
     /// for every site when many are attached to a process of many threads.
     pub(super) fn trap_blocker(&mut self) -> Option<i32> {
+        // A thread can always begin to block it a moment after the look; a look per site would only cost.
+        const NONE: Duration = Duration::from_millis(1);
         const FEW_THREADS: Duration = Duration::from_micros(500);
-        const NONE: Duration = Duration::from_millis(2);
         const ONE: Duration = Duration::from_millis(200);
         if let Some(last) = &self.blocks_trap {
             let valid = match last.found {
                 Some(_) => ONE,
-                None if last.took < FEW_THREADS => Duration::ZERO,
-                None => NONE,
+                None if last.took < FEW_THREADS => NONE,
+                None => 2 * NONE,
             };
             if last.at.elapsed() < valid {
                 return last.found;
