@@ -12,6 +12,8 @@ pub enum Arg {
     MapKey,
     /// `value_size` bytes of the map in an earlier argument, read.
     MapValue,
+    /// `value_size` bytes of the map in an earlier argument, written without being read; of a Bloom filter, read.
+    MapValueOut,
     /// Memory that is read; its size is the next argument.
     Mem,
     /// Memory that is written without being read; its size is the next argument.
@@ -94,6 +96,7 @@ helpers! {
     5 ktime_get_ns() -> Number;
     7 get_prandom_u32() -> Number;
     8 get_smp_processor_id() -> Number;
+    12 tail_call(Ctx, Map, Any) -> Nothing;
     14 get_current_pid_tgid() -> Number;
     15 get_current_uid_gid() -> Number;
     16 get_current_comm(MemOut, Size) -> Number;
@@ -104,6 +107,9 @@ helpers! {
     45 probe_read_str(MemOut, SizeOrZero, Any) -> Length gpl;
     67 get_stack(Ctx, MemOut, SizeOrZero, Any) -> Length gpl;
     80 get_current_cgroup_id() -> Number;
+    87 map_push_elem(Map, MapValue, Any) -> Number;
+    88 map_pop_elem(Map, MapValueOut) -> Number;
+    89 map_peek_elem(Map, MapValueOut) -> Number;
     112 probe_read_user(MemOut, SizeOrZero, Any) -> Number gpl;
     113 probe_read_kernel(MemOut, SizeOrZero, Any) -> Number gpl;
     114 probe_read_user_str(MemOut, SizeOrZero, Any) -> Length gpl;
@@ -121,6 +127,7 @@ helpers! {
     174 get_attach_cookie(Ctx) -> Number;
     181 bpf_loop(Any, Callback, CallbackCtx, Any) -> Number;
     182 strncmp(Mem, Size, ConstStr) -> Number;
+    195 map_lookup_percpu_elem(Map, MapKey, Any) -> MapValueOrNull;
     208 ktime_get_tai_ns() -> Number;
 }
 

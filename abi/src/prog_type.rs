@@ -32,6 +32,11 @@ pub fn short_name(prog_type: u32) -> String {
     )
 }
 
+/// Whether programs of this type are run by the tool itself: by BPF_PROG_TEST_RUN and by timers.
+pub fn runs_in_tool(prog_type: u32) -> bool {
+    matches!(prog_type, BPF_PROG_TYPE_RAW_TRACEPOINT | BPF_PROG_TYPE_SYSCALL | BPF_PROG_TYPE_PERF_EVENT)
+}
+
 /// Largest program type number the kernel knows (`BPF_PROG_TYPE_NETFILTER`).
 pub const PROG_TYPE_MAX: u32 = 32;
 

@@ -72,6 +72,23 @@ pub unsafe fn zero_shared(dst: *mut u8, len: usize) {
     }
 }
 
+/// Zeroes `len` private bytes.
+///
+/// # Safety
+/// `dst` is valid for `len` bytes.
+#[inline]
+pub unsafe fn zero_private(dst: *mut u8, len: usize) {
+    let tail = words(len);
+    for at in (0..tail).step_by(8) {
+        // SAFETY: at + 8 <= len. Volatile, so that the compiler makes no call of memset of the loop.
+        unsafe { dst.add(at).cast::<[u8; 8]>().write_volatile([0; 8]) };
+    }
+    for at in tail..len {
+        // SAFETY: at < len.
+        unsafe { dst.add(at).write_volatile(0) };
+    }
+}
+
 /// Whether `len` shared bytes equal the private ones.
 ///
 /// # Safety

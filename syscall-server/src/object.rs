@@ -25,9 +25,78 @@ pub struct MapObject {
     pub events: Option<Events>,
     /// Perf events stored in a PERF_EVENT_ARRAY.
     pub slots: Mutex<BTreeMap<u32, Arc<PerfObject>>>,
+    /// Programs or maps stored in a PROG_ARRAY or map-in-map.
+    pub held: Mutex<Held>,
+    /// Of a PROG_ARRAY: the type of programs that belong there, since the first was loaded with it or stored in it.
+    pub prog_type: OnceLock<u32>,
+}
+
+/// What is stored in a map.
+#[derive(Clone)]
+pub enum Member {
+    /// A program in a PROG_ARRAY.
+    Prog(Arc<ProgObject>),
+    /// A map in a map-in-map.
+    Map(Arc<MapObject>),
+}
+
+impl Member {
+    /// Its id.
+    pub fn id(&self) -> u32 {
+        match self {
+            Self::Prog(prog) => prog.spec.prog,
+            Self::Map(map) => map.id,
+        }
+    }
+}
+
+/// The programs or maps in a map: what their ids in shared memory mean, and what keeps them alive.
+#[derive(Default)]
+pub struct Held {
+    by_key: BTreeMap<Vec<u8>, u32>,
+    by_id: BTreeMap<u32, (Member, usize)>,
+}
+
+impl Held {
+    /// The different ones.
+    pub fn members(&self) -> Vec<Member> {
+        self.by_id.values().map(|(m, _)| m.clone()).collect()
+    }
+
+    /// Counts one more use; true for the first.
+    pub fn hold(&mut self, member: &Member) -> bool {
+        let entry = self.by_id.entry(member.id()).or_insert_with(|| (member.clone(), 0));
+        entry.1 += 1;
+        entry.1 == 1
+    }
+
+    /// One use less; the member when that was the last.
+    pub fn release(&mut self, id: u32) -> Option<Member> {
+        let (_, uses) = self.by_id.get_mut(&id)?;
+        *uses -= 1;
+        if *uses == 0 { self.by_id.remove(&id).map(|(m, _)| m) } else { None }
+    }
+
+    /// Records what a key holds now; what it held before.
+    pub fn replace(&mut self, key: &[u8], id: Option<u32>) -> Option<u32> {
+        match id {
+            Some(id) => self.by_key.insert(key.to_vec(), id),
+            None => self.by_key.remove(key),
+        }
+    }
 }
 
 impl MapObject {
+    /// What is stored in it.
+    pub fn held(&self) -> MutexGuard<'_, Held> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether a program of this type may be loaded with, or stored in, this PROG_ARRAY.
+    pub fn takes_programs_of(&self, prog_type: u32) -> bool {
+        *self.prog_type.get_or_init(|| prog_type) == prog_type
+    }
+
     /// Attributes at creation.
     pub fn def(&self) -> &MapDef {
         self.handle.map.def()

@@ -1,7 +1,7 @@
 //! Links to probes: which programs stand at which address.
 
 use super::semaphore::Semaphores;
-use super::session::{Link, Session};
+use super::session::{Link, Object, Session};
 use crate::hook::{Engine, Site, Want};
 use crate::resolve::{self, Mapping};
 use crate::run::enter::{Entry, Programs};
@@ -22,6 +22,8 @@ pub struct Sites {
     /// Lists that a thread may still be reading.
     #[expect(clippy::vec_box, reason = "threads hold the address of the list, so it must not move")]
     retired: Vec<Box<Programs>>,
+    /// Programs and maps that were taken out of maps and that a thread may still be using.
+    objects: Vec<Object>,
     semaphores: Semaphores,
     /// The dynamic linker's notification function, probed while there are links.
     linker: Option<usize>,
@@ -72,6 +74,7 @@ impl Sites {
             lists: HashMap::new(),
             places: HashMap::new(),
             retired: Vec::new(),
+            objects: Vec::new(),
             semaphores: Semaphores::default(),
             linker: None,
             calls: Calls::default(),
@@ -314,20 +317,27 @@ impl Sites {
     pub fn abandon(self) {
         self.timers.abandon();
         drop(self.engine);
-        std::mem::forget((self.lists, self.retired));
+        std::mem::forget((self.lists, self.retired, self.objects));
+    }
+
+    /// Keeps an object until no thread runs a program that may be using it.
+    pub fn retire(&mut self, object: Object) {
+        self.objects.push(object);
     }
 
     /// Frees what no thread can be reading any more; keeps it for later when one does not come out in time.
     pub fn collect_garbage(&mut self) {
         if self.has_garbage() && self.engine.quiesce(QUIESCE_LIMIT) {
             self.retired.clear();
+            self.objects.clear();
             self.calls.collect_garbage();
             self.timers.collect_garbage();
         }
     }
 
     fn has_garbage(&self) -> bool {
-        !self.retired.is_empty() || self.calls.has_garbage() || self.timers.has_garbage()
+        let waiting = !self.retired.is_empty() || !self.objects.is_empty();
+        waiting || self.calls.has_garbage() || self.timers.has_garbage()
     }
 
     /// Probes the dynamic linker's notification function, so that libraries are looked at before dlopen returns.

@@ -10,6 +10,7 @@ use bpftime_shm::session::wire::{LinkSpec, Message, ProgSpec};
 use bpftime_shm::{Map, PerfRing};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::io::Errno;
+use std::any::Any;
 use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -41,6 +42,8 @@ pub struct Session {
     programs: HashMap<u32, Arc<Program>>,
     /// What the tool takes the task to look like.
     task: Option<Arc<Layout>>,
+    /// Programs in prog arrays and maps in maps, by container and id: kept alive for the containers' tables.
+    members: HashMap<(u32, u32), Object>,
     /// Links by id.
     pub links: HashMap<u32, Link>,
     /// Points placed in this process, over all links.
@@ -51,8 +54,10 @@ pub struct Session {
     named: Option<HashSet<u32>>,
 }
 
+/// A program or map that a running program may be using.
+pub type Object = Arc<dyn Any + Send + Sync>;
+
 /// What the control thread has to do after a message.
-#[derive(Debug, PartialEq, Eq)]
 pub enum Todo {
     /// Nothing.
     Nothing,
@@ -60,6 +65,8 @@ pub enum Todo {
     Attach(u32),
     /// Take link `.0` off.
     Detach(u32),
+    /// Let go of this when no thread runs a program.
+    Retire(Object),
     /// Publish, wait for readers, then acknowledge.
     Ack(u64),
 }
@@ -87,6 +94,7 @@ impl Session {
             maps: HashMap::new(),
             programs: HashMap::new(),
             task: None,
+            members: HashMap::new(),
             links: HashMap::new(),
             sites: 0,
             refused: 0,
@@ -127,12 +135,18 @@ impl Session {
             Message::Map { map } => self.add_map(map, fd.ok_or(Errno::PROTO)?)?,
             Message::PerfSlot { map, index } => self.set_perf_slot(map, index, fd)?,
             Message::Task { rows } => self.task = Some(Arc::new(Layout::new(&rows))),
+            Message::Member { container, object, present: true } => self.add_member(container, object)?,
+            Message::Member { container, object, present: false } => {
+                return Ok(self.remove_member(container, object).into_iter().collect());
+            }
             Message::Prog(spec) => self.add_program(&spec, fd.ok_or(Errno::PROTO)?)?,
             Message::Link(spec) => return Ok(self.add_link(spec)),
             Message::Unlink { link } => return Ok(vec![Todo::Detach(link)]),
             Message::Drop { progs, maps } => {
                 progs.iter().for_each(|p| drop(self.programs.remove(p)));
                 maps.iter().for_each(|m| drop(self.maps.remove(m)));
+                let gone: Vec<_> = self.members.extract_if(|(c, _), _| maps.contains(c)).collect();
+                return Ok(gone.into_iter().map(|(_, object)| Todo::Retire(object)).collect());
             }
             Message::Sync { seq } => return Ok(self.sync(seq)),
             _ => return Err(Errno::PROTO),
@@ -147,6 +161,36 @@ impl Session {
             self.maps.insert(id, Arc::new(handle));
         }
         Ok(())
+    }
+
+    /// The container's programs find the object from now on. Nothing else than what the tool announced, of the kind
+    /// that the container takes, gets into its table: a peer that writes ids into shared memory finds no other.
+    fn add_member(&mut self, container: u32, object: u32) -> Result<(), Errno> {
+        let holder = self.maps.get(&container).ok_or(Errno::PROTO)?;
+        let members = holder.map.members().ok_or(Errno::PROTO)?;
+        let inner = holder.map.def().inner;
+        if inner.map_type != 0 {
+            let map = self.maps.get(&object).filter(|m| inner.admits(m.map.def())).ok_or(Errno::PROTO)?;
+            members.set(object, Arc::as_ptr(map).cast());
+            self.members.insert((container, object), map.clone());
+        } else if let Some(program) = self.programs.get(&object) {
+            // One that could not be linked here is not there: tail calls to it fail.
+            members.set(object, Arc::as_ptr(program).cast());
+            self.members.insert((container, object), program.clone());
+        }
+        Ok(())
+    }
+
+    /// What programs may be using beside the maps they name, which they keep alive themselves.
+    pub fn take_objects(&mut self) -> impl Iterator<Item = Object> {
+        std::mem::take(&mut self.members).into_values()
+    }
+
+    fn remove_member(&mut self, container: u32, object: u32) -> Option<Todo> {
+        if let Some(members) = self.maps.get(&container).and_then(|m| m.map.members()) {
+            members.set(object, std::ptr::null());
+        }
+        self.members.remove(&(container, object)).map(Todo::Retire)
     }
 
     fn set_perf_slot(&mut self, map: u32, index: u32, fd: Option<OwnedFd>) -> Result<(), Errno> {

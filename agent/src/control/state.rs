@@ -138,6 +138,7 @@ impl State {
                                     self.sites.note_change(link.spec.kind);
                                 }
                             }
+                            Todo::Retire(object) => self.sites.retire(object),
                             Todo::Ack(seq) => {
                                 self.settle(std::mem::take(&mut dirty));
                                 return self.ack(id, seq);
@@ -212,8 +213,9 @@ impl State {
     /// The tool is gone: take its probes out.
     pub fn end(&mut self, id: u64) {
         let Some(at) = self.sessions.iter().position(|s| s.id == id) else { return };
-        let session = self.sessions.remove(at);
+        let mut session = self.sessions.remove(at);
         disable_all(&session);
+        session.take_objects().for_each(|object| self.sites.retire(object));
         self.leftovers.push((session.path.clone(), LEFTOVER_TRIES));
         let mut dirty = Dirty::new();
         self.sites.unplace(id, session.links.values(), &mut dirty);

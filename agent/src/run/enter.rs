@@ -1,7 +1,7 @@
 //! From a probe hit to its programs: the callbacks that the hook engine's thunks call.
 
 use super::image::{Func, Program};
-use super::{Bound, FUEL, Hit, Reads, Run, process};
+use super::{Bound, FUEL, Hit, Reads, Run, TailCalls, process};
 use crate::arch::PtRegs;
 use crate::arch::guarded::Recover;
 use crate::hook::{Site, ThreadBlock};
@@ -179,6 +179,7 @@ fn run(bound: &Bound, who: &Who, hit: &Hit) -> Option<End> {
         hit,
         owner,
         reads: Reads::Unknown,
+        tail: TailCalls::none(),
     };
     let mut recover = Recover::new();
     let args = [bound.func as usize as u64, hit.ctx, &raw mut run as u64, 0];

@@ -13,9 +13,12 @@ pub mod shadow;
 pub mod stack;
 
 use crate::arch::PtRegs;
-use bpftime_shm::Map;
+use bpftime_shm::ring::LockId;
 use bpftime_shm::session::page::{OwnerWord, Page};
+use bpftime_shm::{Map, RingBuf};
 use bpftime_vm::RunHeader;
+use bpftime_vm::contract::MAX_TAIL_CALLS;
+use std::mem::MaybeUninit;
 use std::sync::atomic::AtomicU32;
 
 /// Back-edges and calls a run may take before it is ended: some milliseconds, far above what the kernel's verifier
@@ -64,6 +67,8 @@ pub struct Run {
     pub owner: OwnerWord,
     /// Whether user memory may be read by a guarded load; asked once per run.
     pub reads: Reads,
+    /// The programs that took over from the one the event started.
+    pub tail: TailCalls,
 }
 
 impl Run {
@@ -100,6 +105,17 @@ impl Run {
         // SAFETY: the program outlives the run.
         unsafe { &*self.bound().program }
     }
+    /// This thread, as locks in shared memory know it.
+    #[inline]
+    pub fn lock_id(&self) -> LockId {
+        LockId::new(self.owner.owner(), self.owner.tid())
+    }
+    /// The maps of all programs of this run. A tail call from a function of a program returns to the program, so it is
+    /// not only those of the last one.
+    pub fn maps(&self) -> impl Iterator<Item = &MapHandle> {
+        let programs = std::iter::once(self.program()).chain(self.tail.programs());
+        programs.flat_map(|program| &program.maps).map(|map| &**map)
+    }
     /// The process's registers at the probe; none for a program that the tool runs itself.
     pub fn regs(&self) -> Option<&PtRegs> {
         // SAFETY: null, or registers that live as long as the event.
@@ -108,6 +124,36 @@ impl Run {
     /// See [`Hit::at_entry`].
     pub fn at_entry(&self) -> bool {
         self.hit().at_entry
+    }
+}
+
+/// The tail calls of a run.
+pub struct TailCalls {
+    count: u32,
+    programs: [MaybeUninit<*const image::Program>; MAX_TAIL_CALLS as usize],
+}
+
+impl TailCalls {
+    /// None yet. Nothing but the count is written.
+    #[inline]
+    pub fn none() -> Self {
+        Self { count: 0, programs: [MaybeUninit::uninit(); MAX_TAIL_CALLS as usize] }
+    }
+
+    /// Counts one; false when there were as many as a run may make.
+    ///
+    /// # Safety
+    /// The program lives until the run ends.
+    pub unsafe fn enter(&mut self, program: *const image::Program) -> bool {
+        let Some(slot) = self.programs.get_mut(self.count as usize) else { return false };
+        slot.write(program);
+        self.count += 1;
+        true
+    }
+
+    fn programs(&self) -> impl Iterator<Item = &image::Program> {
+        // SAFETY: the first `count` were written, by `enter`, whose caller keeps the programs alive.
+        self.programs.iter().take(self.count as usize).map(|slot| unsafe { &*slot.assume_init() })
     }
 }
 
@@ -135,5 +181,18 @@ impl MapHandle {
     /// A handle for `map`.
     pub fn new(map: Map) -> Self {
         Self { map }
+    }
+
+    /// The ring buffer, this one or one inside of this map-in-map, that holds a record.
+    pub fn ring_holding(&self, record: *const u8) -> Option<&RingBuf> {
+        let own = self.map.ringbuf().filter(|ring| ring.holds(record));
+        own.or_else(|| self.inner_maps().filter_map(|m| m.map.ringbuf()).find(|ring| ring.holds(record)))
+    }
+
+    /// The maps inside of a map-in-map.
+    fn inner_maps(&self) -> impl Iterator<Item = &MapHandle> {
+        let members = self.map.members().filter(|_| self.map.def().inner.map_type != 0);
+        // SAFETY: the members of a map-in-map are handles, which live until no program can use them.
+        members.into_iter().flat_map(|m| m.iter()).map(|handle| unsafe { &*handle.cast::<MapHandle>() })
     }
 }

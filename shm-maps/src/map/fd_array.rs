@@ -1,10 +1,11 @@
-//! PROG_ARRAY and CGROUP_ARRAY: slots that hold another object. The tool writes a descriptor; the server
-//! translates it to the object's id, which is what shared memory holds. 0 is an empty slot.
+//! PROG_ARRAY, CGROUP_ARRAY and the slots of ARRAY_OF_MAPS: each holds another object. The tool writes a descriptor; the
+//! server translates it to the object's id, which is what shared memory holds. 0 is an empty slot. What the id of a
+//! program or map stands for is each process's own table ([`Members`]).
 
-use super::MapDef;
 use super::ops::{Ops, Shm, check_fd_update, index, next_index};
+use super::{MapDef, Members};
 use crate::region::Region;
-use crate::uapi::BPF_MAP_TYPE_PROG_ARRAY;
+use crate::uapi::BPF_MAP_TYPE_CGROUP_ARRAY;
 use crate::{ENOTSUPP, PAGE};
 use core::sync::atomic::AtomicU32;
 use core::sync::atomic::Ordering::{AcqRel, Acquire};
@@ -15,6 +16,7 @@ pub struct FdArray {
     slots: *const AtomicU32,
     entries: u32,
     readable: bool,
+    members: Members,
 }
 
 impl FdArray {
@@ -28,6 +30,17 @@ impl FdArray {
     pub fn object(&self, index: u32) -> Option<u32> {
         let id = self.slot(index)?.load(Acquire); // pairs with set_object
         (id != 0).then_some(id)
+    }
+
+    /// What the ids stand for in this process.
+    pub fn members(&self) -> &Members {
+        &self.members
+    }
+
+    /// The object in a slot, null when it is empty, out of range or unknown here.
+    #[inline]
+    pub fn member(&self, index: u32) -> *const () {
+        self.object(index).map_or(core::ptr::null(), |id| self.members.get(id))
     }
 
     /// BPF_MAP_UPDATE_ELEM after the server resolved the descriptor: returns the id that was there, or 0.
@@ -49,8 +62,8 @@ impl Ops for FdArray {
     fn open(shm: Shm<'_>) -> Result<(Region, Self), Errno> {
         let region = Region::map(shm.fd, shm.len)?;
         let slots = region.base().wrapping_add(PAGE).cast();
-        let readable = shm.def.map_type == BPF_MAP_TYPE_PROG_ARRAY;
-        Ok((region, FdArray { slots, entries: shm.def.max_entries, readable }))
+        let readable = shm.def.map_type != BPF_MAP_TYPE_CGROUP_ARRAY;
+        Ok((region, FdArray { slots, entries: shm.def.max_entries, readable, members: Members::default() }))
     }
 
     fn sys_lookup(&self, key: &[u8], value: &mut [u8]) -> Result<(), Errno> {

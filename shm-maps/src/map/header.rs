@@ -4,12 +4,13 @@
 //!   0  magic u64 | version u32 | map_type u32 | key_size u32 | value_size u32
 //!  24  max_entries u32 | map_flags u32 | map_extra u64 | name[16]
 //!  56  btf_id u32 | btf_key_type_id u32 | btf_value_type_id u32 | cpus u32 | seed u64
+//!  80  template of a map-in-map: map_type, key_size, value_size, max_entries, map_flags
 //!      ------- written once by create, before the fd leaves the creating process -------
 //! 128  frozen u32 | writers u32 | map_id u32      written by the tool's server, read by it only
 //! 256  control words of the map's kind (`KIND_AREA`), to the end of the page
 //! ```
 
-use super::{MapDef, table};
+use super::{InnerDef, MapDef, table};
 use crate::PAGE;
 use core::sync::atomic::AtomicU32;
 use rustix::io::Errno;
@@ -17,7 +18,7 @@ use rustix::io::Errno;
 /// "bpfmap" and the byte order.
 const MAGIC: u64 = u64::from_le_bytes(*b"bpfmap\x01\x02");
 /// Bumped when any layout in this crate changes: a tool and a target with different builds must refuse each other.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 /// Where a kind may keep words of its own.
 pub const KIND_AREA: usize = 256;
 
@@ -37,6 +38,7 @@ struct Attributes {
     btf: [u32; 3],
     cpus: u32,
     seed: u64,
+    inner: InnerDef,
 }
 
 /// The mutable part.
@@ -51,9 +53,11 @@ pub struct State {
 }
 
 const STATE_AT: usize = 128;
-const _: () = assert!(core::mem::size_of::<Attributes>() == 80);
+const _: () = assert!(core::mem::size_of::<Attributes>() == 104);
 const _: () = assert!(core::mem::offset_of!(Attributes, map_extra) == 32);
 const _: () = assert!(core::mem::offset_of!(Attributes, seed) == 72);
+const _: () = assert!(core::mem::offset_of!(Attributes, inner) == 80);
+const _: () = assert!(size_of::<Attributes>() <= STATE_AT);
 const _: () = assert!(STATE_AT + core::mem::size_of::<State>() <= KIND_AREA && KIND_AREA < PAGE);
 
 /// What open learns from the header.
@@ -81,6 +85,7 @@ pub unsafe fn write(page: *mut u8, def: &MapDef, cpus: u32, seed: u64) {
         btf: [def.btf_id, def.btf_key_type_id, def.btf_value_type_id],
         cpus,
         seed,
+        inner: def.inner,
     };
     // SAFETY: aligned, in bounds (asserted above), unshared by the caller's promise.
     unsafe { page.cast::<Attributes>().write(attributes) };
@@ -107,6 +112,7 @@ pub unsafe fn read(page: *const u8) -> Result<Opened, Errno> {
         btf_id: a.btf[0],
         btf_key_type_id: a.btf[1],
         btf_value_type_id: a.btf[2],
+        inner: a.inner,
     };
     table::check(&def).map_err(|_| Errno::INVAL)?;
     Ok(Opened { def, cpus: a.cpus, seed: a.seed })

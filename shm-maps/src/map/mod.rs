@@ -1,22 +1,28 @@
 //! BPF maps.
 
 mod array;
+mod bloom;
 mod fd_array;
 mod hash;
 mod header;
+mod lpm;
+mod map_in_map;
+mod members;
 mod ops;
 mod perf_array;
+mod queue;
 mod ringbuf;
 mod stack_trace;
 mod syscall;
 pub mod table;
 
 pub use fd_array::FdArray;
+pub use members::Members;
 pub use perf_array::PerfEventArray;
 pub use stack_trace::StackTrace;
 
 use crate::region::{Region, create_sealed, sealed_size};
-use crate::ring::RingBuf;
+use crate::ring::{LockId, RingBuf};
 use crate::uapi::*;
 use crate::{PAGE, neg};
 use core::ops::ControlFlow;
@@ -53,6 +59,40 @@ pub struct MapDef {
     pub btf_key_type_id: u32,
     /// BTF type of the value
     pub btf_value_type_id: u32,
+    /// What the maps inside of a map-in-map are like; all zero for other types
+    pub inner: InnerDef,
+}
+
+/// The template of a map-in-map. As in the kernel, a map may be put in if these are equal.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct InnerDef {
+    /// BPF_MAP_TYPE_*
+    pub map_type: u32,
+    /// bytes
+    pub key_size: u32,
+    /// bytes
+    pub value_size: u32,
+    /// elements; of arrays without BPF_F_INNER_MAP and of ring buffers equality is demanded
+    pub max_entries: u32,
+    /// BPF_F_*
+    pub map_flags: u32,
+}
+
+impl InnerDef {
+    /// The template that `def` makes.
+    pub fn of(def: &MapDef) -> InnerDef {
+        let MapDef { map_type, key_size, value_size, max_entries, map_flags, .. } = *def;
+        InnerDef { map_type, key_size, value_size, max_entries, map_flags }
+    }
+
+    /// Whether a map may stand for the template.
+    pub fn admits(&self, def: &MapDef) -> bool {
+        let sized = self.map_flags & BPF_F_INNER_MAP == 0
+            && matches!(self.map_type, BPF_MAP_TYPE_ARRAY | BPF_MAP_TYPE_PERCPU_ARRAY | BPF_MAP_TYPE_RINGBUF);
+        InnerDef { max_entries: def.max_entries, ..*self } == InnerDef::of(def)
+            && (!sized || def.max_entries == self.max_entries)
+    }
 }
 
 /// The per-CPU ABI: a user-space value of a per-CPU map is `round_up(value_size, 8) * possible` bytes.
@@ -236,6 +276,33 @@ impl Map {
         with_kind!(&self.kind, m => unsafe { m.delete(key) })
     }
 
+    /// bpf_map_push_elem: 0 or a negated errno.
+    ///
+    /// # Safety
+    /// `value` is valid for value_size bytes.
+    pub unsafe fn push(&self, value: *const u8, flags: u64, me: LockId) -> i64 {
+        // SAFETY: the caller's promise.
+        with_kind!(&self.kind, m => unsafe { m.push(value, flags, me) })
+    }
+
+    /// bpf_map_pop_elem: 0 or a negated errno.
+    ///
+    /// # Safety
+    /// `value` may be written for value_size bytes.
+    pub unsafe fn pop(&self, value: *mut u8, me: LockId) -> i64 {
+        // SAFETY: the caller's promise.
+        with_kind!(&self.kind, m => unsafe { m.pop(value, me) })
+    }
+
+    /// bpf_map_peek_elem: 0 or a negated errno. Of a BLOOM_FILTER `value` is read.
+    ///
+    /// # Safety
+    /// `value` may be read or written for value_size bytes.
+    pub unsafe fn peek(&self, value: *mut u8, me: LockId) -> i64 {
+        // SAFETY: the caller's promise.
+        with_kind!(&self.kind, m => unsafe { m.peek(value, me) })
+    }
+
     /// bpf_for_each_map_elem: calls `visit(key, value)` for each element until it breaks. Returns the
     /// number of calls, or a negated errno for types that have no such operation.
     ///
@@ -297,6 +364,44 @@ impl Map {
     pub fn stack_trace(&self) -> Option<&StackTrace> {
         match &self.kind {
             Kind::STACK_TRACE(stacks) => Some(stacks),
+            _ => None,
+        }
+    }
+
+    /// What BPF_MAP_UPDATE_ELEM checks of a slot of descriptors before it looks at the descriptor.
+    ///
+    /// # Errors
+    /// EPERM when the map is frozen, EINVAL for flags other than BPF_ANY, E2BIG out of range.
+    pub fn check_slot_update(&self, key: &[u8], flags: u64) -> Result<(), Errno> {
+        self.check_object_update(key)?;
+        ops::check_fd_update(ops::index(key), self.def.max_entries, flags)
+    }
+
+    /// BPF_MAP_UPDATE_ELEM of a map that holds objects (PROG_ARRAY, CGROUP_ARRAY, map-in-map), after the server resolved
+    /// the descriptor to the object's id, which is not 0.
+    ///
+    /// # Errors
+    /// The kernel's: EPERM when the map is frozen, EEXIST, ENOENT, E2BIG, EINVAL.
+    pub fn set_object(&self, key: &[u8], id: u32, flags: u64) -> Result<(), Errno> {
+        self.check_object_update(key)?;
+        match &self.kind {
+            Kind::PROG_ARRAY(array) | Kind::CGROUP_ARRAY(array) => {
+                array.set_object(ops::index(key), id, flags)
+            }
+            Kind::ARRAY_OF_MAPS(outer) => outer.slots().set_object(ops::index(key), id, flags),
+            Kind::HASH_OF_MAPS(outer) => return outer.set_object(key, id, flags),
+            _ => return Err(Errno::INVAL),
+        }
+        .map(|_| ())
+    }
+
+    /// The objects that the ids in a PROG_ARRAY, ARRAY_OF_MAPS or HASH_OF_MAPS stand for in this process.
+    #[inline]
+    pub fn members(&self) -> Option<&Members> {
+        match &self.kind {
+            Kind::PROG_ARRAY(array) => Some(array.members()),
+            Kind::ARRAY_OF_MAPS(outer) => Some(outer.members()),
+            Kind::HASH_OF_MAPS(outer) => Some(outer.members()),
             _ => None,
         }
     }

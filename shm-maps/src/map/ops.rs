@@ -2,6 +2,7 @@
 
 use super::MapDef;
 use crate::region::Region;
+use crate::ring::LockId;
 use crate::uapi::*;
 use crate::{ENOTSUPP, neg};
 use core::ops::ControlFlow;
@@ -53,6 +54,22 @@ pub trait Ops: Sized {
         _visit: &mut dyn FnMut(*const u8, *mut u8) -> ControlFlow<()>,
     ) -> i64 {
         neg(Errno::INVAL)
+    }
+
+    /// # Safety
+    /// See [`super::Map::push`].
+    unsafe fn push(&self, _value: *const u8, _flags: u64, _me: LockId) -> i64 {
+        neg(Errno::OPNOTSUPP)
+    }
+    /// # Safety
+    /// See [`super::Map::pop`].
+    unsafe fn pop(&self, _value: *mut u8, _me: LockId) -> i64 {
+        neg(Errno::OPNOTSUPP)
+    }
+    /// # Safety
+    /// See [`super::Map::peek`].
+    unsafe fn peek(&self, _value: *mut u8, _me: LockId) -> i64 {
+        neg(Errno::OPNOTSUPP)
     }
 
     fn sys_lookup(&self, key: &[u8], value: &mut [u8]) -> Result<(), Errno>;

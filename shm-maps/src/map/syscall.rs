@@ -1,6 +1,7 @@
 //! The tool's side of a map: bpf(2) commands with the kernel's order of checks.
 
 use super::Map;
+use super::hash::Hash;
 use super::ops::Ops as _;
 use super::table::{Kind, with_kind};
 use crate::round8;
@@ -12,10 +13,29 @@ impl Map {
     pub fn value_size_user(&self) -> usize {
         let one = self.def.value_size as usize;
         match &self.kind {
-            Kind::PERCPU_HASH(_) | Kind::PERCPU_ARRAY(_) => round8(one) * self.cpus as usize,
+            Kind::PERCPU_HASH(_) | Kind::PERCPU_ARRAY(_) | Kind::LRU_PERCPU_HASH(_) => {
+                round8(one) * self.cpus as usize
+            }
             Kind::PERF_EVENT_ARRAY(_) | Kind::PROG_ARRAY(_) | Kind::CGROUP_ARRAY(_) => 4,
+            Kind::ARRAY_OF_MAPS(_) | Kind::HASH_OF_MAPS(_) => 4,
             _ => one,
         }
+    }
+
+    /// EPERM unless the tool may read elements.
+    ///
+    /// # Errors
+    /// See above.
+    pub fn may_read(&self) -> Result<(), Errno> {
+        self.readable()
+    }
+
+    /// EPERM unless the tool may change elements.
+    ///
+    /// # Errors
+    /// See above.
+    pub fn may_write(&self) -> Result<(), Errno> {
+        self.writable()
     }
 
     fn readable(&self) -> Result<(), Errno> {
@@ -24,6 +44,12 @@ impl Map {
 
     fn writable(&self) -> Result<(), Errno> {
         if self.def.map_flags & BPF_F_RDONLY != 0 || self.is_frozen() { Err(Errno::PERM) } else { Ok(()) }
+    }
+
+    /// What is checked before a descriptor that is to be stored is looked at.
+    pub(super) fn check_object_update(&self, key: &[u8]) -> Result<(), Errno> {
+        self.writable()?;
+        self.has_key_len(key)
     }
 
     fn has_key_len(&self, key: &[u8]) -> Result<(), Errno> {
@@ -92,6 +118,25 @@ impl Map {
         with_kind!(&self.kind, m => m.sys_next_key(key, out))
     }
 
+    /// Buckets that BPF_MAP_LOOKUP_BATCH goes through; None for maps that are no hash maps.
+    pub fn buckets(&self) -> Option<u32> {
+        self.hash().map(|hash| hash.buckets())
+    }
+
+    /// The keys in a bucket of a hash map, one after another.
+    pub fn bucket_keys(&self, bucket: u32) -> Vec<u8> {
+        self.hash().map(|hash| hash.bucket_keys(bucket)).unwrap_or_default()
+    }
+
+    fn hash(&self) -> Option<&Hash> {
+        match &self.kind {
+            Kind::HASH(hash) | Kind::PERCPU_HASH(hash) => Some(hash),
+            Kind::LRU_HASH(hash) | Kind::LRU_PERCPU_HASH(hash) => Some(hash),
+            Kind::HASH_OF_MAPS(outer) => Some(outer.hash()),
+            _ => None,
+        }
+    }
+
     /// BPF_MAP_LOOKUP_AND_DELETE_ELEM.
     ///
     /// # Errors
@@ -101,6 +146,9 @@ impl Map {
         self.readable()?;
         self.writable()?;
         Self::no_lock(flags)?;
+        if flags != 0 && matches!(self.kind, Kind::QUEUE(_) | Kind::STACK(_)) {
+            return Err(Errno::INVAL);
+        }
         self.has_key_len(key)?;
         self.has_value_len(value.len())?;
         with_kind!(&self.kind, m => m.sys_lookup_and_delete(key, value))

@@ -3,11 +3,16 @@
 
 use super::MapDef;
 use super::array::{Array, PercpuArray};
+use super::bloom::Bloom;
 use super::fd_array::FdArray;
 use super::hash::Hash;
+use super::lpm::{self, LpmTrie};
+use super::map_in_map::{ArrayOfMaps, HashOfMaps};
 use super::perf_array::PerfEventArray;
+use super::queue::Queue;
 use super::ringbuf::RingBufMap;
 use super::stack_trace::StackTrace;
+use crate::ENOTSUPP;
 use crate::uapi::*;
 use rustix::io::Errno;
 
@@ -51,6 +56,8 @@ pub struct MapType {
 const ACCESS: u32 = BPF_F_RDONLY | BPF_F_WRONLY;
 const PROG_ACCESS: u32 = BPF_F_RDONLY_PROG | BPF_F_WRONLY_PROG;
 const HASH_FLAGS: u32 = BPF_F_NO_PREALLOC | BPF_F_ZERO_SEED | ACCESS | PROG_ACCESS;
+const LRU_FLAGS: u32 = HASH_FLAGS | BPF_F_NO_COMMON_LRU;
+const QUEUE_FLAGS: u32 = BPF_F_NUMA_NODE | ACCESS | PROG_ACCESS;
 const FD_FLAGS: u32 = BPF_F_NUMA_NODE | ACCESS;
 
 macro_rules! map_types {
@@ -95,10 +102,22 @@ map_types! { $
     PERCPU_HASH = BPF_MAP_TYPE_PERCPU_HASH: Hash { flags: HASH_FLAGS, key: Size::Any, value: Size::Any, check: check_percpu_hash }
     PERCPU_ARRAY = BPF_MAP_TYPE_PERCPU_ARRAY: PercpuArray { flags: ACCESS | PROG_ACCESS, key: Size::Bytes(4), value: Size::Any, check: check_percpu }
     STACK_TRACE = BPF_MAP_TYPE_STACK_TRACE: StackTrace { flags: FD_FLAGS | BPF_F_STACK_BUILD_ID, key: Size::Bytes(4), value: Size::Any, check: check_stack }
+    LRU_HASH = BPF_MAP_TYPE_LRU_HASH: Hash { flags: LRU_FLAGS | BPF_F_NUMA_NODE, key: Size::Any, value: Size::Any, check: check_lru_hash }
+    LRU_PERCPU_HASH = BPF_MAP_TYPE_LRU_PERCPU_HASH: Hash { flags: LRU_FLAGS, key: Size::Any, value: Size::Any, check: check_lru_percpu_hash }
+    LPM_TRIE = BPF_MAP_TYPE_LPM_TRIE: LpmTrie { flags: BPF_F_NO_PREALLOC | BPF_F_NUMA_NODE | ACCESS | PROG_ACCESS, key: Size::Any, value: Size::Any, check: check_lpm }
+    ARRAY_OF_MAPS = BPF_MAP_TYPE_ARRAY_OF_MAPS: ArrayOfMaps { flags: FD_FLAGS, key: Size::Bytes(4), value: Size::Bytes(4), check: check_outer }
+    HASH_OF_MAPS = BPF_MAP_TYPE_HASH_OF_MAPS: HashOfMaps { flags: HASH_FLAGS | BPF_F_NUMA_NODE, key: Size::Any, value: Size::Bytes(4), check: check_hash_of_maps }
+    QUEUE = BPF_MAP_TYPE_QUEUE: Queue { flags: QUEUE_FLAGS, key: Size::None, value: Size::Any, check: check_queue }
+    STACK = BPF_MAP_TYPE_STACK: Queue { flags: QUEUE_FLAGS, key: Size::None, value: Size::Any, check: check_queue }
+    BLOOM_FILTER = BPF_MAP_TYPE_BLOOM_FILTER: Bloom { flags: QUEUE_FLAGS | BPF_F_ZERO_SEED, key: Size::None, value: Size::Any, check: check_bloom }
     CGROUP_ARRAY = BPF_MAP_TYPE_CGROUP_ARRAY: FdArray { flags: FD_FLAGS, key: Size::Bytes(4), value: Size::Bytes(4), check: check_nothing }
     RINGBUF = BPF_MAP_TYPE_RINGBUF: RingBufMap { flags: BPF_F_NUMA_NODE, key: Size::None, value: Size::None, check: check_ringbuf }
 }
 
+/// KMALLOC_MAX_SIZE
+const KMALLOC_MAX: u32 = 4 << 20;
+/// What is left of it in a node of a trie with the longest data.
+const VALUE_MAX: u64 = KMALLOC_MAX as u64 - 256 - 40;
 /// KMALLOC_MAX_SIZE - sizeof(struct htab_elem): the sum of key and value must stay below.
 const HASH_ELEM_MAX: u64 = (4 << 20) - 48;
 /// U32_MAX / sizeof(struct bucket) buckets, of which there is a power of two.
@@ -115,11 +134,13 @@ pub fn row(map_type: u32) -> Option<&'static MapType> {
 pub fn check(def: &MapDef) -> Result<(), Errno> {
     let row = row(def.map_type).ok_or(Errno::INVAL)?;
     let both = |pair: u32| def.map_flags & pair == pair;
+    // A Bloom filter's number of hash functions.
+    let extra = if def.map_type == BPF_MAP_TYPE_BLOOM_FILTER { 15 } else { 0 };
     let valid = name_is_valid(&def.name)
         && def.map_flags & !row.flags == 0
         && !both(ACCESS)
         && !both(PROG_ACCESS)
-        && def.map_extra == 0
+        && def.map_extra & !extra == 0
         && def.max_entries != 0
         && row.key.admits(def.key_size)
         && row.value.admits(def.value_size);
@@ -154,6 +175,52 @@ fn check_percpu(def: &MapDef) -> Result<(), Errno> {
 fn check_percpu_hash(def: &MapDef) -> Result<(), Errno> {
     check_percpu(def)?;
     check_hash(def)
+}
+
+fn check_lru_hash(def: &MapDef) -> Result<(), Errno> {
+    if def.map_flags & BPF_F_NO_PREALLOC != 0 {
+        return Err(ENOTSUPP);
+    }
+    if def.map_flags & BPF_F_NO_COMMON_LRU != 0 && def.map_flags & BPF_F_NUMA_NODE != 0 {
+        return Err(Errno::INVAL);
+    }
+    check_hash(def)
+}
+
+fn check_lru_percpu_hash(def: &MapDef) -> Result<(), Errno> {
+    check_percpu(def)?;
+    check_lru_hash(def)
+}
+
+/// The server made the template of a map that exists; a forged header could say anything.
+fn check_outer(def: &MapDef) -> Result<(), Errno> {
+    let known = row(def.inner.map_type).is_some();
+    let holds_others = matches!(
+        def.inner.map_type,
+        BPF_MAP_TYPE_PROG_ARRAY | BPF_MAP_TYPE_ARRAY_OF_MAPS | BPF_MAP_TYPE_HASH_OF_MAPS
+    );
+    if known && !holds_others { Ok(()) } else { Err(Errno::INVAL) }
+}
+
+fn check_hash_of_maps(def: &MapDef) -> Result<(), Errno> {
+    check_outer(def)?;
+    check_hash(def)
+}
+
+fn check_lpm(def: &MapDef) -> Result<(), Errno> {
+    let data = def.key_size.saturating_sub(lpm::PREFIX as u32);
+    if def.map_flags & BPF_F_NO_PREALLOC == 0 || !(lpm::DATA_MIN..=lpm::DATA_MAX).contains(&data) {
+        return Err(Errno::INVAL);
+    }
+    if u64::from(def.value_size) > VALUE_MAX { Err(Errno::INVAL) } else { Ok(()) }
+}
+
+fn check_queue(def: &MapDef) -> Result<(), Errno> {
+    if def.value_size > KMALLOC_MAX { Err(Errno::TOOBIG) } else { Ok(()) }
+}
+
+fn check_bloom(def: &MapDef) -> Result<(), Errno> {
+    if def.value_size > KMALLOC_MAX { Err(Errno::TOOBIG) } else { Ok(()) }
 }
 
 fn check_array(def: &MapDef) -> Result<(), Errno> {

@@ -16,6 +16,11 @@ impl LockId {
         LockId((u64::from(owner) << 32) | u64::from(tid.max(1)))
     }
 
+    /// The calling thread, of the process with index `owner`.
+    pub fn of_thread(owner: u32) -> LockId {
+        LockId::new(owner, rustix::thread::gettid().as_raw_nonzero().get() as u32)
+    }
+
     /// The process's index.
     #[inline]
     pub fn owner(self) -> u32 {

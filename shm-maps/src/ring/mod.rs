@@ -6,6 +6,7 @@ mod perf;
 mod ringbuf;
 
 pub use lock::LockId;
+pub(crate) use lock::OwnedLock;
 pub use mapping::Piece;
 pub use perf::{PerfRing, Sample};
 pub use ringbuf::RingBuf;

@@ -160,6 +160,16 @@ pub enum Message {
         /// Members by the rows of `bpftime_abi::task`.
         rows: Vec<Row>,
     },
+    /// Tool: from now on a program or map may be found in, or is no longer in, a PROG_ARRAY or map-in-map. Which slots
+    /// hold it is in shared memory.
+    Member {
+        /// Id of the map that holds others.
+        container: u32,
+        /// Id of the program or map.
+        object: u32,
+        /// Whether it is in there.
+        present: bool,
+    },
     /// Tool: a program, with its sealed image.
     Prog(ProgSpec),
     /// Tool: a link that is to be active from now on.
@@ -383,6 +393,7 @@ mod kind {
     pub const LIST: u8 = 11;
     pub const LISTING: u8 = 12;
     pub const TASK: u8 = 20;
+    pub const MEMBER: u8 = 13;
 }
 
 impl Message {
@@ -402,6 +413,12 @@ impl Message {
             Self::Task { rows } => {
                 w.u8(kind::TASK);
                 w.list(rows, |w, r| (w.u32(r.field.into()), w.u32(r.offset.into())).1);
+            }
+            Self::Member { container, object, present } => {
+                w.u8(kind::MEMBER);
+                w.u32(*container);
+                w.u32(*object);
+                w.u8((*present).into());
             }
             Self::Prog(p) => (w.u8(kind::PROG), w.prog(p)).1,
             Self::Link(l) => (w.u8(kind::LINK), w.link(l)).1,
@@ -443,6 +460,7 @@ impl Message {
             kind::MAP => Self::Map { map: r.u32()? },
             kind::PERF_SLOT => Self::PerfSlot { map: r.u32()?, index: r.u32()? },
             kind::TASK => Self::Task { rows: r.list(Reader::task_row)? },
+            kind::MEMBER => Self::Member { container: r.u32()?, object: r.u32()?, present: r.u8()? == 1 },
             kind::PROG => Self::Prog(r.prog()?),
             kind::LINK => Self::Link(r.link()?),
             kind::UNLINK => Self::Unlink { link: r.u32()? },
@@ -495,6 +513,7 @@ mod tests {
             Message::Map { map: 9 },
             Message::PerfSlot { map: 9, index: 1 },
             Message::Task { rows: vec![Row { field: 3, offset: 0x123 }] },
+            Message::Member { container: 9, object: 1, present: true },
             Message::Prog(prog.clone()),
             Message::Link(link()),
             Message::Link(syscall_link()),

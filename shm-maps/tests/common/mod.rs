@@ -10,7 +10,7 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 pub type Answer<T> = Result<T, i32>;
 
 pub enum Subject {
-    Ours(OwnedFd, Map),
+    Ours(OwnedFd, Box<Map>),
     Kernel(OwnedFd, MapDef, u32),
 }
 
@@ -61,7 +61,15 @@ pub fn kernel_create(def: &MapDef) -> Answer<OwnedFd> {
     #[repr(C)]
     #[derive(Clone, Copy)]
     struct Attr([u32; 7], [u8; 16], [u32; 5], u64);
-    let head = [def.map_type, def.key_size, def.value_size, def.max_entries, def.map_flags, 0, 0];
+    let i = def.inner;
+    let inner = match i.map_type {
+        0 => None,
+        _ => {
+            Some(kernel_create(&self::def(i.map_type, i.key_size, i.value_size, i.max_entries, i.map_flags))?)
+        }
+    };
+    let inner_fd = inner.as_ref().map_or(0, |fd| fd.as_raw_fd() as u32);
+    let head = [def.map_type, def.key_size, def.value_size, def.max_entries, def.map_flags, inner_fd, 0];
     let fd = bpf(CREATE, &Attr(head, def.name, [0; 5], def.map_extra))?;
     // SAFETY: a descriptor the kernel just made for us.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
@@ -70,7 +78,7 @@ pub fn kernel_create(def: &MapDef) -> Answer<OwnedFd> {
 /// Ours, and the kernel's if it lets us.
 pub fn subjects(def: &MapDef) -> Vec<Subject> {
     let (fd, map) = Map::create(def, cpus()).expect("create");
-    let mut all = vec![Subject::Ours(fd, map)];
+    let mut all = vec![Subject::Ours(fd, Box::new(map))];
     match kernel_create(def) {
         Ok(fd) => all.push(Subject::Kernel(fd, *def, cpus())),
         Err(libc::EPERM | libc::ENOSYS) => eprintln!("no bpf(2): ours alone"),
@@ -112,6 +120,15 @@ impl Subject {
 
     pub fn lookup(&self, key: &[u8]) -> Answer<Vec<u8>> {
         self.lookup_flags(key, 0)
+    }
+
+    /// Whether a Bloom filter says that `value` was put in.
+    pub fn contains(&self, value: &[u8]) -> Answer<()> {
+        let mut value = value.to_vec();
+        match self {
+            Subject::Ours(_, map) => map.sys_lookup(&[], &mut value, 0).map_err(|e| e.raw_os_error()),
+            _ => self.kernel(LOOKUP, std::ptr::null(), value.as_mut_ptr(), 0),
+        }
     }
 
     pub fn update(&self, key: &[u8], value: &[u8], flags: u64) -> Answer<()> {

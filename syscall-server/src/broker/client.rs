@@ -1,7 +1,7 @@
 //! The tool's side of the broker: starts the session and announces changes.
 
 use super::serve::Broker;
-use crate::object::{MapObject, PerfObject, ProgObject};
+use crate::object::{MapObject, Member, PerfObject, ProgObject};
 use bpftime_agent::run::enter::Session as RunSession;
 use bpftime_shm::session::page::Page;
 use bpftime_shm::session::wire::{LinkSpec, Message};
@@ -173,8 +173,23 @@ impl Client {
                     self.send(&Message::PerfSlot { map: map.id, index: *index }, Some(fd.as_fd()))?;
                 }
             }
+            map.held().members().into_iter().try_for_each(|m| self.announce_member(known, map.id, &m))?;
         }
         Ok(())
+    }
+
+    /// A map in a map-in-map may name the same maps again, and a program the array it is in: `known` ends that.
+    fn announce_member(
+        &self,
+        known: &mut HashSet<u32>,
+        container: u32,
+        member: &Member,
+    ) -> Result<(), Errno> {
+        match member {
+            Member::Map(map) => self.announce_map(known, map)?,
+            Member::Prog(prog) => self.announce_prog(known, prog)?,
+        }
+        self.send(&Message::Member { container, object: member.id(), present: true }, None)
     }
 
     fn announce_prog(&self, known: &mut HashSet<u32>, prog: &ProgObject) -> Result<(), Errno> {
@@ -244,6 +259,21 @@ pub fn perf_slot(map: &MapObject, index: u32, event: Option<&PerfObject>) -> Res
         client.send(&Message::PerfSlot { map: map.id, index }, fd)?;
     }
     Ok(())
+}
+
+/// Tells agents that already have `map` about a program or map that is now in it, or no longer: when this returns
+/// their programs find it, or none that started later does.
+pub fn member(map: &MapObject, member: &Member, present: bool) -> Result<(), Errno> {
+    let Ok(mut guard) = CLIENT.lock() else { return Ok(()) };
+    let Some(client) = guard.as_mut().filter(|c| c.pid == std::process::id()) else { return Ok(()) };
+    let mut known = ANNOUNCED.lock().unwrap_or_else(PoisonError::into_inner);
+    let Some(known) = known.as_mut().filter(|k| k.contains(&map.id)) else { return Ok(()) };
+    if present {
+        client.announce_member(known, map.id, member)?;
+    } else {
+        client.send(&Message::Member { container: map.id, object: member.id(), present }, None)?;
+    }
+    client.sync()
 }
 
 /// The process that started the session; a forked child is another.

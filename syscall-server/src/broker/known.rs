@@ -21,6 +21,8 @@ pub struct Known {
     /// Where the members of the task's shadow stand, once a program asks for the task.
     task: Option<Vec<Row>>,
     progs: BTreeMap<u32, (ProgSpec, OwnedFd)>,
+    /// Programs and maps in maps: container and object.
+    members: BTreeSet<(u32, u32)>,
     /// Links by id.
     pub links: BTreeMap<u32, KnownLink>,
     /// What ends links that are switched off: they may come back under their ids.
@@ -42,6 +44,14 @@ impl Known {
             (Message::PerfSlot { map, index }, Some(fd)) => drop(self.slots.insert((map, index), fd)),
             (Message::PerfSlot { map, index }, None) => drop(self.slots.remove(&(map, index))),
             (Message::Task { rows }, _) => self.task = Some(rows),
+            (Message::Member { container, object, present }, _) => {
+                let member = (container, object);
+                if present {
+                    self.members.insert(member)
+                } else {
+                    self.members.remove(&member)
+                };
+            }
             (Message::Prog(spec), Some(fd)) => drop(self.progs.insert(spec.prog, (spec, fd))),
             (Message::Link(spec), watch) => self.learn_link(spec, watch),
             (Message::Unlink { link }, _) => {
@@ -81,6 +91,10 @@ impl Known {
         );
         out.extend(self.task.iter().map(|rows| (Message::Task { rows: rows.clone() }, None)));
         out.extend(self.progs.values().map(|(spec, fd)| (Message::Prog(spec.clone()), Some(fd.as_fd()))));
+        let members = self.members.iter();
+        out.extend(
+            members.map(|&(container, object)| (Message::Member { container, object, present: true }, None)),
+        );
         let mine = self.links.values().filter(|l| Self::concerns(&l.spec, pid));
         out.extend(mine.map(|l| (Message::Link(l.spec.clone()), None)));
         out
@@ -96,16 +110,32 @@ impl Known {
         }
     }
 
-    /// Programs no link uses and maps no program uses; they are forgotten here.
+    /// Programs and maps that no link leads to; they are forgotten here.
     pub fn collect(&mut self) -> (Vec<u32>, Vec<u32>) {
-        let used: BTreeSet<u32> = self.links.values().map(|l| l.spec.prog).collect();
-        let progs: Vec<u32> = self.progs.keys().filter(|p| !used.contains(p)).copied().collect();
+        let used = self.reachable();
+        let unused = |id: &&u32| !used.contains(id);
+        let progs: Vec<u32> = self.progs.keys().filter(unused).copied().collect();
+        let maps: Vec<u32> = self.maps.keys().filter(unused).copied().collect();
         progs.iter().for_each(|p| drop(self.progs.remove(p)));
-        let used: BTreeSet<u32> = self.progs.values().flat_map(|(p, _)| p.maps.iter().copied()).collect();
-        let maps: Vec<u32> = self.maps.keys().filter(|m| !used.contains(m)).copied().collect();
         maps.iter().for_each(|m| drop(self.maps.remove(m)));
         self.slots.retain(|(map, _), _| !maps.contains(map));
+        self.members.retain(|(container, _)| !maps.contains(container));
         (progs, maps)
+    }
+
+    /// What the links use: their programs, the maps of these, the programs and maps in those, and so on.
+    fn reachable(&self) -> BTreeSet<u32> {
+        let mut used = BTreeSet::new();
+        let mut open: Vec<u32> = self.links.values().map(|l| l.spec.prog).collect();
+        while let Some(id) = open.pop() {
+            if !used.insert(id) {
+                continue;
+            }
+            // Programs and maps have ids of one sequence.
+            open.extend(self.progs.get(&id).into_iter().flat_map(|(p, _)| &p.maps));
+            open.extend(self.members.range((id, 0)..=(id, u32::MAX)).map(|(_, object)| object));
+        }
+        used
     }
 
     /// The session for `bpftime ps`.

@@ -1,16 +1,20 @@
 //! Map commands.
 
-use super::{Attr, ENOTSUPP, check_name};
+use super::{Attr, ENOTSUPP, check_name, held};
 use crate::object::{self, Events, MapObject, Object};
 use crate::{broker, fds, user, wait};
 use bpftime_abi::attr::{MapCreate, MapElem, OneFd};
-use bpftime_abi::map_type::{BPF_MAP_TYPE_CGROUP_ARRAY, BPF_MAP_TYPE_PERF_EVENT_ARRAY, BPF_MAP_TYPE_RINGBUF};
+use bpftime_abi::map_type::{
+    BPF_MAP_TYPE_ARRAY_OF_MAPS, BPF_MAP_TYPE_BLOOM_FILTER, BPF_MAP_TYPE_CGROUP_ARRAY,
+    BPF_MAP_TYPE_HASH_OF_MAPS, BPF_MAP_TYPE_PERF_EVENT_ARRAY, BPF_MAP_TYPE_RINGBUF,
+};
 use bpftime_agent::run::MapHandle;
+use bpftime_shm::map::InnerDef;
 use bpftime_shm::{Map, MapDef};
 use rustix::io::Errno;
 use std::collections::BTreeMap;
 use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 /// CPUs in per-CPU values.
 pub fn possible_cpus() -> u32 {
@@ -51,6 +55,10 @@ pub fn create(attr: &Attr) -> Result<i64, Errno> {
         btf_id: if a.btf_key_type_id | a.btf_value_type_id == 0 { 0 } else { object::btf(a.btf_fd)?.id },
         btf_key_type_id: a.btf_key_type_id,
         btf_value_type_id: a.btf_value_type_id,
+        inner: match a.map_type {
+            BPF_MAP_TYPE_ARRAY_OF_MAPS | BPF_MAP_TYPE_HASH_OF_MAPS => held::template(a.inner_map_fd)?,
+            _ => InnerDef::default(),
+        },
     };
     let (memfd, map) = Map::create(&def, possible_cpus())?;
     map.set_owner(broker::TOOL_OWNER);
@@ -65,7 +73,15 @@ pub fn create(attr: &Attr) -> Result<i64, Errno> {
         }
         _ => (memfd, None),
     };
-    let map = Arc::new(MapObject { id, handle, memfd: own, events, slots: Mutex::new(BTreeMap::new()) });
+    let map = Arc::new(MapObject {
+        id,
+        handle,
+        memfd: own,
+        events,
+        slots: Mutex::new(BTreeMap::new()),
+        held: Mutex::default(),
+        prog_type: OnceLock::new(),
+    });
     if map.events.is_some() {
         wait::register(wait::Ring::Map(Arc::downgrade(&map)));
     }
@@ -87,15 +103,22 @@ fn elem(attr: &Attr) -> Result<(MapElem, Arc<MapObject>), Errno> {
     Ok((a, object::map(a.map_fd)?))
 }
 
+/// The key at `addr`, which is NULL for maps without keys.
 fn key(map: &MapObject, addr: u64) -> Result<Vec<u8>, Errno> {
-    user::read(addr, map.def().key_size as usize)
+    match map.def().key_size {
+        0 if addr != 0 => Err(Errno::INVAL),
+        size => user::read(addr, size as usize),
+    }
 }
 
 /// BPF_MAP_LOOKUP_ELEM.
 pub fn lookup(attr: &Attr) -> Result<i64, Errno> {
     let (a, map) = elem(attr)?;
     let key = key(&map, a.key)?;
-    let mut value = vec![0; map.handle.map.value_size_user()];
+    let len = map.handle.map.value_size_user();
+    // Of a Bloom filter one asks for a value.
+    let asks = map.def().map_type == BPF_MAP_TYPE_BLOOM_FILTER;
+    let mut value = if asks { user::read(a.value, len)? } else { vec![0; len] };
     map.handle.map.sys_lookup(&key, &mut value, a.flags)?;
     user::write(a.value, &value)?;
     Ok(0)
@@ -116,18 +139,26 @@ pub fn update(attr: &Attr) -> Result<i64, Errno> {
     let (a, map) = elem(attr)?;
     let key = key(&map, a.key)?;
     let value = user::read(a.value, map.handle.map.value_size_user())?;
-    if map.handle.map.perf_event_array().is_some() {
-        return store_event(&map, &key, &value, a.flags);
-    }
-    if map.def().map_type == BPF_MAP_TYPE_CGROUP_ARRAY {
-        return store_cgroup(&map, &key, &value, a.flags);
-    }
-    map.handle.map.sys_update(&key, &value, a.flags)?;
+    update_one(&map, &key, &value, a.flags)?;
     Ok(0)
 }
 
+/// One element.
+pub fn update_one(map: &Arc<MapObject>, key: &[u8], value: &[u8], flags: u64) -> Result<(), Errno> {
+    if map.handle.map.perf_event_array().is_some() {
+        return store_event(map, key, value, flags);
+    }
+    if held::is_container(map) {
+        return held::store(map, key, word(value)?, flags);
+    }
+    if map.def().map_type == BPF_MAP_TYPE_CGROUP_ARRAY {
+        return store_cgroup(map, key, value, flags);
+    }
+    map.handle.map.sys_update(key, value, flags)
+}
+
 /// A cgroup directory's descriptor into a CGROUP_ARRAY: its id is its inode number.
-fn store_cgroup(map: &MapObject, key: &[u8], value: &[u8], flags: u64) -> Result<i64, Errno> {
+fn store_cgroup(map: &MapObject, key: &[u8], value: &[u8], flags: u64) -> Result<(), Errno> {
     const CGROUP2_SUPER_MAGIC: i64 = 0x6367_7270;
     let array = map.handle.map.fd_array().ok_or(Errno::INVAL)?;
     let fd = fds::borrow(word(value)? as i32)?;
@@ -136,11 +167,11 @@ fn store_cgroup(map: &MapObject, key: &[u8], value: &[u8], flags: u64) -> Result
     }
     let id = rustix::fs::fstat(fd)?.st_ino;
     array.set_object(word(key)?, id as u32, flags)?;
-    Ok(0)
+    Ok(())
 }
 
 /// A perf event's descriptor into a PERF_EVENT_ARRAY.
-fn store_event(map: &Arc<MapObject>, key: &[u8], value: &[u8], flags: u64) -> Result<i64, Errno> {
+fn store_event(map: &Arc<MapObject>, key: &[u8], value: &[u8], flags: u64) -> Result<(), Errno> {
     let array = map.handle.map.perf_event_array().ok_or(Errno::INVAL)?;
     let index = array.check_update(key, flags)?;
     let event = object::perf(word(value)?).map_err(|e| if e == Errno::BADF { e } else { Errno::INVAL })?;
@@ -151,8 +182,7 @@ fn store_event(map: &Arc<MapObject>, key: &[u8], value: &[u8], flags: u64) -> Re
         .transpose()?;
     set_slot(map, index, ring);
     map.slots.lock().unwrap_or_else(PoisonError::into_inner).insert(index, event.clone());
-    broker::perf_slot(map, index, Some(&event))?;
-    Ok(0)
+    broker::perf_slot(map, index, Some(&event))
 }
 
 fn set_slot(map: &MapObject, index: u32, ring: Option<bpftime_shm::PerfRing>) {
@@ -170,19 +200,26 @@ fn word(bytes: &[u8]) -> Result<u32, Errno> {
 pub fn delete(attr: &Attr) -> Result<i64, Errno> {
     let (a, map) = elem(attr)?;
     let key = key(&map, a.key)?;
+    delete_one(&map, &key)?;
+    Ok(0)
+}
+
+/// One element.
+pub fn delete_one(map: &MapObject, key: &[u8]) -> Result<(), Errno> {
     if map.handle.map.perf_event_array().is_some() {
-        let index = word(&key)?;
+        let index = word(key)?;
         if index >= map.def().max_entries {
             return Err(Errno::TOOBIG);
         }
         let old = map.slots.lock().unwrap_or_else(PoisonError::into_inner).remove(&index);
         old.ok_or(Errno::NOENT)?;
-        set_slot(&map, index, None);
-        broker::perf_slot(&map, index, None)?;
-        return Ok(0);
+        set_slot(map, index, None);
+        return broker::perf_slot(map, index, None);
     }
-    map.handle.map.sys_delete(&key)?;
-    Ok(0)
+    if held::is_container(map) {
+        return held::remove(map, key);
+    }
+    map.handle.map.sys_delete(key)
 }
 
 /// BPF_MAP_GET_NEXT_KEY.

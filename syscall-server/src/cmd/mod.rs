@@ -1,6 +1,8 @@
 //! bpf(2): one row per command.
 
+pub mod batch;
 pub mod btf;
+pub mod held;
 pub mod info;
 pub mod link;
 mod link_info;
@@ -53,6 +55,10 @@ const COMMANDS: &[(u32, Command)] = &[
     (nr::BPF_MAP_DELETE_ELEM, map::delete),
     (nr::BPF_MAP_GET_NEXT_KEY, map::next_key),
     (nr::BPF_MAP_LOOKUP_AND_DELETE_ELEM, map::lookup_and_delete),
+    (nr::BPF_MAP_LOOKUP_BATCH, batch::lookup),
+    (nr::BPF_MAP_LOOKUP_AND_DELETE_BATCH, batch::lookup_and_delete),
+    (nr::BPF_MAP_UPDATE_BATCH, batch::update),
+    (nr::BPF_MAP_DELETE_BATCH, batch::delete),
     (nr::BPF_MAP_FREEZE, map::freeze),
     (nr::BPF_PROG_LOAD, prog::load),
     (nr::BPF_PROG_TEST_RUN, prog::test_run),

@@ -7,13 +7,16 @@ use super::{Attr, ENOTSUPP, check_name};
 use crate::object::{self, MapObject, Object, ProgObject};
 use crate::{broker, fds, user};
 use bpftime_abi::attr::{ProgLoad, TestRun};
+use bpftime_abi::map_type::BPF_MAP_TYPE_PROG_ARRAY;
 use bpftime_abi::{helper, prog_type};
+use bpftime_agent::run::enter::Session;
+use bpftime_agent::run::image::Program as Linked;
 use bpftime_shm::session::sealed;
 use bpftime_shm::session::wire::ProgSpec;
 use bpftime_vm::verify::{self, Verified};
 use bpftime_vm::{Insn, LoadEnv, MapIdx};
 use rustix::io::Errno;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 use zerocopy::FromBytes;
 
 /// `BPF_COMPLEXITY_LIMIT_INSNS`.
@@ -36,6 +39,11 @@ pub fn load(attr: &Attr) -> Result<i64, Errno> {
     // The verdict comes before the state of the log buffer, as in the kernel.
     let (image, ctx_bytes) = built?;
     stored?;
+    // As in the kernel, a prog array belongs to one type of programs: those it is used by.
+    let arrays = maps.list.iter().filter(|m| m.def().map_type == BPF_MAP_TYPE_PROG_ARRAY);
+    if arrays.into_iter().any(|m| !m.takes_programs_of(a.prog_type)) {
+        return Err(Errno::INVAL);
+    }
     let btf = if a.prog_btf_fd != 0 && a.func_info_cnt != 0 { object::btf(a.prog_btf_fd)?.id } else { 0 };
     finish(&a, &insns, Built { image, ctx_bytes, maps: maps.list, gpl, btf })
 }
@@ -173,6 +181,20 @@ impl NamedMaps for UsedMaps {
     }
 }
 
+/// Shared by the runs in this process; exclusive for who must wait for them.
+static RUNS: RwLock<()> = RwLock::new(());
+
+/// Runs a program in the tool.
+pub fn run_here(program: &Linked, session: &Session, ctx: *mut u8, cookie: u64) -> Option<u64> {
+    let _run = RUNS.read().unwrap_or_else(PoisonError::into_inner);
+    bpftime_agent::run::enter::run_here(program, session, ctx, cookie)
+}
+
+/// Returns when the runs that are under way in the tool are over.
+pub fn wait_for_runs() {
+    drop(RUNS.write().unwrap_or_else(PoisonError::into_inner));
+}
+
 /// BPF_PROG_TEST_RUN: bpftrace's BEGIN and END run this way, in the tool.
 pub fn test_run(attr: &Attr) -> Result<i64, Errno> {
     let a: TestRun = attr.get();
@@ -205,8 +227,7 @@ fn run_with_ctx(attr: &Attr, a: &TestRun, prog: &ProgObject) -> Result<i64, Errn
     let mut ctx = user::read(a.ctx_in, a.ctx_size_in as usize)?;
     let program = prog.link_here().ok_or(Errno::NOMEM)?;
     let session = broker::session()?;
-    let ret =
-        bpftime_agent::run::enter::run_here(&program, &session, ctx.as_mut_ptr(), 0).ok_or(Errno::AGAIN)?;
+    let ret = run_here(&program, &session, ctx.as_mut_ptr(), 0).ok_or(Errno::AGAIN)?;
     attr.put(std::mem::offset_of!(TestRun, retval), &(ret as u32).to_ne_bytes())?;
     Ok(0)
 }

@@ -4,6 +4,7 @@ use crate::object::MapObject;
 use bpftime_abi::attr::ProgLoad;
 use bpftime_abi::map_type::BPF_F_RDONLY_PROG;
 use bpftime_abi::{config, helper};
+use bpftime_shm::map::InnerDef;
 use bpftime_vm::decode::Class;
 use bpftime_vm::verify::{self, MapFacts, Verified, VerifyEnv};
 use bpftime_vm::{DecodeOptions, Insn, LoadEnv, LoadError, MapIdx, UnknownHelpers};
@@ -19,8 +20,13 @@ struct Env<'a> {
 
 impl VerifyEnv for Env<'_> {
     fn map(&self, map: MapIdx) -> MapFacts {
-        let Some(m) = self.maps.get(map.0 as usize) else { return MapFacts::default() };
+        let named = map.outer().unwrap_or(map);
+        let Some(m) = self.maps.get(named.0 as usize) else { return MapFacts::default() };
         let d = m.def();
+        if map.outer().is_some() {
+            let InnerDef { map_type, key_size, value_size, max_entries, map_flags } = d.inner;
+            return MapFacts { map_type, key_size, value_size, max_entries, flags: map_flags, frozen: false };
+        }
         MapFacts {
             map_type: d.map_type,
             key_size: d.key_size,

@@ -73,7 +73,7 @@ fn tick(event: &PerfObject) -> Option<Duration> {
     {
         let mut ctx = [0u64; CTX_LEN / 8];
         ctx[bpftime_abi::regs::PT_REGS_SIZE / 8] = period;
-        bpftime_agent::run::enter::run_here(&program, &session, ctx.as_mut_ptr().cast(), 0);
+        crate::cmd::prog::run_here(&program, &session, ctx.as_mut_ptr().cast(), 0);
     }
     Some(Duration::from_nanos(period))
 }

@@ -30,6 +30,22 @@ impl Reg {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct MapIdx(pub u32);
 
+impl MapIdx {
+    /// Set in the index of a template. Programs name far fewer maps.
+    const INNER: u32 = 1 << 31;
+
+    /// Stands for the maps inside of this map-in-map: what a lookup in it gives is like its template. It is no constant
+    /// of the program, so nothing but the verifier's facts has such an index.
+    pub const fn inner(self) -> MapIdx {
+        MapIdx(self.0 | Self::INNER)
+    }
+
+    /// Of what [`MapIdx::inner`] gave: the map-in-map.
+    pub const fn outer(self) -> Option<MapIdx> {
+        if self.0 & Self::INNER != 0 { Some(MapIdx(self.0 & !Self::INNER)) } else { None }
+    }
+}
+
 /// Second operand of ALU operations, comparisons and stores.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Operand {

@@ -7,7 +7,7 @@ use super::state::State;
 use super::value::{Kind, Val};
 use crate::isa::{MapIdx, Reg};
 use bpftime_abi::helper::{self, Arg, Proto};
-use bpftime_abi::map_type::BPF_MAP_TYPE_ARRAY;
+use bpftime_abi::map_type::{BPF_MAP_TYPE_ARRAY, BPF_MAP_TYPE_BLOOM_FILTER};
 
 /// A helper call while its arguments are checked.
 pub(super) struct Call {
@@ -69,7 +69,7 @@ impl Verifier<'_> {
         match arg {
             Arg::Any => Ok(()),
             Arg::Map => match val.kind {
-                Kind::Map(map) => {
+                Kind::Map(map) if !val.nullable => {
                     call.map = Some(map);
                     Ok(())
                 }
@@ -77,11 +77,13 @@ impl Verifier<'_> {
             },
             Arg::MapKey => {
                 let size = self.map(call.map.unwrap_or(MapIdx(0))).key_size;
-                self.element(state, reg, val, size, call)
+                self.element(state, reg, val, size, None, call)
             }
-            Arg::MapValue => {
-                let size = self.map(call.map.unwrap_or(MapIdx(0))).value_size;
-                self.element(state, reg, val, size, call)
+            Arg::MapValue | Arg::MapValueOut => {
+                let facts = self.map(call.map.unwrap_or(MapIdx(0)));
+                let written = arg == Arg::MapValueOut && facts.map_type != BPF_MAP_TYPE_BLOOM_FILTER;
+                // Without an element the value is cleared.
+                self.element(state, reg, val, facts.value_size, written.then_some(facts.value_size), call)
             }
             Arg::Mem => memory_kind(n, &val, MEMORY),
             Arg::MemOut => memory_kind(n, &val, MEMORY_OUT),
@@ -131,7 +133,13 @@ impl Verifier<'_> {
             let reason = "callback function not allowed for map".into();
             return Err(Fail { errno: Errno::NotSupported, reason });
         }
-        let writes = matches!(call.id, helper::id::map_update_elem | helper::id::map_delete_elem);
+        let writes = matches!(
+            call.id,
+            helper::id::map_update_elem
+                | helper::id::map_delete_elem
+                | helper::id::map_push_elem
+                | helper::id::map_pop_elem
+        );
         if writes && facts.flags & RDONLY_PROG != 0 {
             return access("write into map forbidden".into());
         }
@@ -143,12 +151,20 @@ impl Verifier<'_> {
     }
 
     /// A key or a value.
-    fn element(&mut self, state: &mut State, reg: Reg, val: Val, size: u32, call: &mut Call) -> Check {
+    fn element(
+        &mut self,
+        state: &mut State,
+        reg: Reg,
+        val: Val,
+        size: u32,
+        written: Option<u32>,
+        call: &mut Call,
+    ) -> Check {
         memory_kind(reg.index(), &val, MEMORY)?;
         if size == 0 {
             return access("invalid zero-sized read".into());
         }
-        self.memory_argument(state, reg, val, size, None, call)
+        self.memory_argument(state, reg, val, size, written, call)
     }
 
     /// The size register of the memory in the register before it.

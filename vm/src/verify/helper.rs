@@ -18,24 +18,33 @@ const MAX_ERRNO: i64 = 4095;
 pub(super) fn compatible(helper: u32, map_type: u32) -> bool {
     const RINGBUF: &[u32] = &[id::ringbuf_output, id::ringbuf_reserve, id::ringbuf_query];
     const LOOKUP: &[u32] = &[id::map_lookup_elem, id::map_update_elem, id::map_delete_elem];
+    const QUEUE: &[u32] = &[id::map_push_elem, id::map_pop_elem, id::map_peek_elem];
+    const BLOOM: &[u32] = &[id::map_push_elem, id::map_peek_elem];
     let by_map = match map_type {
         BPF_MAP_TYPE_PERF_EVENT_ARRAY => helper == id::perf_event_output,
         BPF_MAP_TYPE_STACK_TRACE => helper == id::get_stackid,
         BPF_MAP_TYPE_CGROUP_ARRAY => helper == id::current_task_under_cgroup,
         BPF_MAP_TYPE_RINGBUF => RINGBUF.contains(&helper),
-        BPF_MAP_TYPE_PROG_ARRAY
-        | BPF_MAP_TYPE_QUEUE
-        | BPF_MAP_TYPE_STACK
-        | BPF_MAP_TYPE_TASK_STORAGE
-        | BPF_MAP_TYPE_BLOOM_FILTER
-        | BPF_MAP_TYPE_USER_RINGBUF => false,
-        BPF_MAP_TYPE_ARRAY_OF_MAPS | BPF_MAP_TYPE_HASH_OF_MAPS => false,
+        BPF_MAP_TYPE_PROG_ARRAY => helper == id::tail_call,
+        BPF_MAP_TYPE_QUEUE | BPF_MAP_TYPE_STACK => QUEUE.contains(&helper),
+        BPF_MAP_TYPE_BLOOM_FILTER => BLOOM.contains(&helper),
+        BPF_MAP_TYPE_TASK_STORAGE | BPF_MAP_TYPE_USER_RINGBUF => false,
+        BPF_MAP_TYPE_ARRAY_OF_MAPS | BPF_MAP_TYPE_HASH_OF_MAPS => helper == id::map_lookup_elem,
         _ => true,
     };
     let by_helper = match helper {
         id::perf_event_output => map_type == BPF_MAP_TYPE_PERF_EVENT_ARRAY,
         id::get_stackid => map_type == BPF_MAP_TYPE_STACK_TRACE,
         id::current_task_under_cgroup => map_type == BPF_MAP_TYPE_CGROUP_ARRAY,
+        id::tail_call => map_type == BPF_MAP_TYPE_PROG_ARRAY,
+        id::map_lookup_percpu_elem => matches!(
+            map_type,
+            BPF_MAP_TYPE_PERCPU_HASH | BPF_MAP_TYPE_PERCPU_ARRAY | BPF_MAP_TYPE_LRU_PERCPU_HASH
+        ),
+        _ if QUEUE.contains(&helper) => {
+            matches!(map_type, BPF_MAP_TYPE_QUEUE | BPF_MAP_TYPE_STACK)
+                || BLOOM.contains(&helper) && map_type == BPF_MAP_TYPE_BLOOM_FILTER
+        }
         id::for_each_map_elem => matches!(
             map_type,
             BPF_MAP_TYPE_HASH
@@ -108,7 +117,10 @@ impl Verifier<'_> {
             Ret::MapValueOrNull => {
                 let map = call.map.unwrap_or(MapIdx(0));
                 let id = self.fresh_id();
-                Val { nullable: true, id, ..Val::pointer(Kind::MapValue(map)) }
+                let in_map =
+                    matches!(self.map(map).map_type, BPF_MAP_TYPE_ARRAY_OF_MAPS | BPF_MAP_TYPE_HASH_OF_MAPS);
+                let kind = if in_map { Kind::Map(map.inner()) } else { Kind::MapValue(map) };
+                Val { nullable: true, id, ..Val::pointer(kind) }
             }
             Ret::RecordOrNull => {
                 self.fresh_id();

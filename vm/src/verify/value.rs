@@ -98,7 +98,9 @@ impl Val {
             (Kind::Scalar, _) => "scalar",
             (Kind::Ctx, _) => "ctx",
             (Kind::Stack(_), _) => "fp",
-            (Kind::Map(_), _) => "map_ptr",
+            (Kind::Map(_), false) => "map_ptr",
+            // What a lookup in a map-in-map gave: the kernel calls it so until it is checked.
+            (Kind::Map(_), true) => "map_value_or_null",
             (Kind::MapValue(_), false) => "map_value",
             (Kind::MapValue(_), true) => "map_value_or_null",
             (Kind::MapKey(_), _) => "map_key",

@@ -1,6 +1,7 @@
-//! Map helpers 1-3.
+//! Map helpers: 1-3, 12, 87-89 and 195.
 
 use super::helper;
+use crate::run::image::Program;
 use crate::run::{MapHandle, Run};
 
 /// The map behind a constant of the program.
@@ -34,5 +35,53 @@ helper! {
     fn map_delete_elem(run, map, key) {
         // SAFETY: as above.
         unsafe { map_of(map).map.delete(key as *const u8) as u64 }
+    }
+}
+
+helper! {
+    /// 12 `tail_call(ctx, prog_array, index)`: the entry of the program in the slot, which compiled code runs in place of
+    /// the rest of this one; 0 to go on.
+    fn tail_call(run, ctx, map, index) {
+        // SAFETY: a linked constant of the program.
+        let array = unsafe { map_of(map).map.fd_array() };
+        let program = array.map_or(std::ptr::null(), |a| a.member(index as u32)).cast::<Program>();
+        // SAFETY: members of a prog array are linked programs, which live until no thread runs them.
+        if program.is_null() || !unsafe { run.tail.enter(program) } {
+            return 0;
+        }
+        // SAFETY: as above.
+        unsafe { (*program).entry() as usize as u64 }
+    }
+}
+
+helper! {
+    /// 87 `map_push_elem(map, value, flags)`: 0 or negative errno.
+    fn map_push_elem(run, map, value, flags) {
+        // SAFETY: a linked constant of the program, and a value as long as the map wants.
+        unsafe { map_of(map).map.push(value as *const u8, flags, run.lock_id()) as u64 }
+    }
+}
+
+helper! {
+    /// 88 `map_pop_elem(map, value)`: 0 or negative errno.
+    fn map_pop_elem(run, map, value) {
+        // SAFETY: as above.
+        unsafe { map_of(map).map.pop(value as *mut u8, run.lock_id()) as u64 }
+    }
+}
+
+helper! {
+    /// 89 `map_peek_elem(map, value)`: 0 or negative errno.
+    fn map_peek_elem(run, map, value) {
+        // SAFETY: as above.
+        unsafe { map_of(map).map.peek(value as *mut u8, run.lock_id()) as u64 }
+    }
+}
+
+helper! {
+    /// 195 `map_lookup_percpu_elem(map, key, cpu)`: pointer to that CPU's value, or null.
+    fn map_lookup_percpu_elem(run, map, key, cpu) {
+        // SAFETY: as above; a CPU without a value gives null.
+        unsafe { map_of(map).map.lookup(key as *const u8, cpu as u32) as u64 }
     }
 }

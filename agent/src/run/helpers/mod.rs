@@ -21,7 +21,10 @@ pub const EINVAL: u64 = errno(Errno::INVAL);
 /// `-EFAULT`.
 pub const EFAULT: u64 = errno(Errno::FAULT);
 
-use map::{map_delete_elem, map_lookup_elem, map_update_elem};
+use map::{
+    map_delete_elem, map_lookup_elem, map_lookup_percpu_elem, map_peek_elem, map_pop_elem, map_push_elem,
+    map_update_elem, tail_call,
+};
 use probe::{
     probe_read, probe_read_kernel, probe_read_kernel_str, probe_read_str, probe_read_user,
     probe_read_user_str,

@@ -5,7 +5,7 @@ use super::{EINVAL, errno, helper};
 use crate::run::Run;
 use bpftime_abi::perf::PERF_SAMPLE_RAW;
 use bpftime_shm::RingBuf;
-use bpftime_shm::ring::{LockId, Posted, Sample};
+use bpftime_shm::ring::{Posted, Sample};
 use rustix::io::Errno;
 
 /// `BPF_F_INDEX_MASK`, and its value for "the CPU this runs on".
@@ -17,10 +17,6 @@ fn wake_if(run: &Run, wake: bool) {
     if wake {
         run.page().wake_tool();
     }
-}
-
-fn lock_id(run: &Run) -> LockId {
-    LockId::new(run.owner.owner(), run.owner.tid())
 }
 
 helper! {
@@ -51,9 +47,9 @@ helper! {
     }
 }
 
-/// The ring that `sample` was reserved on, one of the running program's maps.
+/// The ring that `sample` was reserved on, one of the running programs' maps.
 fn ring_of(run: &Run, sample: u64) -> Option<&RingBuf> {
-    run.program().maps.iter().filter_map(|m| m.map.ringbuf()).find(|r| r.holds(sample as *const u8))
+    run.maps().find_map(|m| m.ring_holding(sample as *const u8))
 }
 
 helper! {
@@ -62,7 +58,7 @@ helper! {
         // SAFETY: a linked constant of the program.
         let Some(ring) = (unsafe { map_of(map).map.ringbuf() }) else { return EINVAL };
         // SAFETY: data has size bytes by the helper's contract.
-        let Posted { ret, wake } = unsafe { ring.output(data as *const u8, size, flags, lock_id(run)) };
+        let Posted { ret, wake } = unsafe { ring.output(data as *const u8, size, flags, run.lock_id()) };
         wake_if(run, wake);
         ret as u64
     }
@@ -73,7 +69,7 @@ helper! {
     fn ringbuf_reserve(run, map, size, flags) {
         // SAFETY: a linked constant of the program.
         let ring = unsafe { map_of(map).map.ringbuf() };
-        ring.map_or(0, |r| r.reserve(size, flags, lock_id(run)) as u64)
+        ring.map_or(0, |r| r.reserve(size, flags, run.lock_id()) as u64)
     }
 }
 

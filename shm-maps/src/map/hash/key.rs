@@ -48,6 +48,30 @@ impl<const N: usize> Key<N> {
         }
     }
 
+    /// The hash of the shared key at `node`, for who has no copy of it. The bytes may change meanwhile: then it is
+    /// the hash of something else.
+    ///
+    /// # Safety
+    /// `node` is 8-aligned and valid for `len` bytes.
+    pub unsafe fn hash_at(node: *const u8, len: usize, seed: u64) -> u64 {
+        let word = |at: usize| {
+            // SAFETY: at + 8 is at most the length rounded up, to which key slots extend; atomic.
+            unsafe { (*node.add(at).cast::<AtomicU64>()).load(Relaxed) }
+        };
+        let tail = len & !7;
+        match len {
+            4 => fold((word(0) as u32 as u64) ^ seed ^ MIX_A, MIX_B),
+            8 => fold(word(0) ^ seed ^ MIX_A, MIX_B),
+            _ => {
+                let start = seed ^ MIX_A ^ len as u64;
+                let state = (0..tail).step_by(8).fold(start, |state, at| fold(state ^ word(at), MIX_B));
+                let rest = if tail == len { [0; 8] } else { word(tail).to_ne_bytes() };
+                let last = rest[..len - tail].iter().fold(0u64, |last, byte| (last << 8) | u64::from(*byte));
+                fold(state ^ last, MIX_A)
+            }
+        }
+    }
+
     /// Whether the shared key at `node` has the same bytes.
     ///
     /// # Safety
@@ -91,4 +115,21 @@ unsafe fn hash_long(bytes: *const u8, len: usize, seed: u64) -> u64 {
         last = (last << 8) | u64::from(unsafe { *bytes.add(at) });
     }
     fold(state ^ last, MIX_A)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_in_shared_memory_hashes_as_the_private_one() {
+        let words: Vec<u64> = (1..20u64).map(|i| i.wrapping_mul(MIX_A)).collect();
+        let bytes = words.as_ptr().cast::<u8>();
+        for len in 1..=128 {
+            // SAFETY: 152 valid bytes, 8-aligned.
+            let (private, shared) =
+                unsafe { (Key::<0>::new(bytes, len).hash(77), Key::<0>::hash_at(bytes, len, 77)) };
+            assert_eq!(private, shared, "{len} bytes");
+        }
+    }
 }

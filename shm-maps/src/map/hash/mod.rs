@@ -1,4 +1,4 @@
-//! HASH and PERCPU_HASH: lock-free, so exact under preemption, signals, nested probes and SIGKILL.
+//! HASH, PERCPU_HASH and their LRU forms: lock-free, so exact under preemption, signals, nested probes and SIGKILL.
 //!
 //! | operation | linearises at |
 //! |---|---|
@@ -14,6 +14,7 @@
 
 mod chain;
 mod key;
+mod lru;
 mod nodes;
 mod recover;
 pub(super) mod word;
@@ -25,28 +26,32 @@ use crate::region::Region;
 use crate::{copy, neg, round8};
 use chain::{Step, Walk};
 use core::ops::ControlFlow;
-use key::Key;
-use nodes::{Layout, Nodes, is_percpu};
+pub(super) use key::Key;
+pub(super) use nodes::FREE_AT;
+use nodes::{Layout, Nodes, is_lru, is_percpu};
 use rustix::io::Errno;
 
-/// BPF_MAP_TYPE_HASH and BPF_MAP_TYPE_PERCPU_HASH.
+/// BPF_MAP_TYPE_HASH, BPF_MAP_TYPE_PERCPU_HASH, BPF_MAP_TYPE_LRU_HASH and BPF_MAP_TYPE_LRU_PERCPU_HASH.
 pub struct Hash {
     nodes: Nodes,
     percpu: bool,
+    lru: bool,
 }
 
 /// Where an update takes the values from.
 #[derive(Clone, Copy)]
-enum Source {
+pub(super) enum Source {
     /// The program's: one value, of the CPU it runs on.
     Cpu(*const u8, u32),
     /// The tool's: a value for each CPU (one, unless the map is per-CPU), each rounded up to eight bytes.
     All(*const u8),
+    /// A value of `.1` bytes, and behind it, from the next multiple of eight on, the rest from `.2`.
+    Joined(*const u8, usize, *const u8),
 }
 
 impl Hash {
     #[inline]
-    fn key(&self, bytes: *const u8) -> Key {
+    pub(super) fn key(&self, bytes: *const u8) -> Key {
         // SAFETY: every caller passes a key of this map.
         unsafe { Key::new(bytes, self.nodes.layout.key_size) } // of any length
     }
@@ -66,8 +71,82 @@ impl Hash {
         // SAFETY: above.
         let key: Key<N> = unsafe { Key::new(key, self.nodes.layout.key_size) };
         match (self.find(key.hash(self.nodes.seed), key), self.cpu_index(cpu)) {
-            (Walk::At(spot), Some(cpu)) => self.nodes.value(spot.node, cpu),
+            (Walk::At(spot), Some(cpu)) => {
+                if self.lru {
+                    self.nodes.touch(spot.node);
+                }
+                self.nodes.value(spot.node, cpu)
+            }
             _ => core::ptr::null_mut(),
+        }
+    }
+
+    /// Calls `read` with the key's node inside the walk, so that a node recycled meanwhile is not mistaken for the
+    /// element: `read` may run again, the last time counts.
+    #[inline]
+    fn read_element(&self, key: Key, mut read: impl FnMut(u32)) -> bool {
+        let walk = self.nodes.walk(key.hash(self.nodes.seed), |step| match step {
+            Step::Restart => false,
+            Step::Node(node) => {
+                // SAFETY: the walk passes valid nodes only.
+                let found = unsafe { key.equals(self.nodes.key(node)) };
+                if found {
+                    read(node);
+                }
+                found
+            }
+        });
+        matches!(walk, Walk::At(_))
+    }
+
+    /// Copies `out.len()` bytes of the element's value; false when there is none.
+    pub(super) fn copy_value(&self, key: *const u8, out: &mut [u8]) -> bool {
+        self.read_element(self.key(key), |node| {
+            // SAFETY: callers ask for at most value_size bytes.
+            unsafe { copy::from_shared(out.as_mut_ptr(), self.nodes.value(node, 0), out.len()) }
+        })
+    }
+
+    /// The first four bytes of the element's value.
+    #[inline]
+    pub(super) fn copy_word(&self, key: *const u8) -> Option<u32> {
+        let mut word = [0; 4];
+        self.copy_value(key, &mut word).then(|| u32::from_ne_bytes(word))
+    }
+
+    /// Number of buckets.
+    pub(super) fn buckets(&self) -> u32 {
+        self.nodes.layout.buckets as u32
+    }
+
+    /// The keys in a bucket, one after another.
+    pub(super) fn bucket_keys(&self, bucket: u32) -> Vec<u8> {
+        let len = self.nodes.layout.key_size;
+        let mut keys = Vec::new();
+        let _ = self.nodes.walk(bucket.into(), |step| {
+            match step {
+                Step::Restart => keys.clear(),
+                Step::Node(node) => {
+                    let at = keys.len();
+                    keys.resize(at + len, 0);
+                    self.read_key(node, &mut keys[at..]);
+                }
+            }
+            false
+        });
+        keys
+    }
+
+    /// Calls `visit` with key and value of every element; both are only good during the call.
+    pub(super) fn scan(&self, mut visit: impl FnMut(*const u8, *const u8)) {
+        let mut budget = self.nodes.budget();
+        for bucket in 0..=self.nodes.mask {
+            let _ = self.nodes.walk_within(&mut budget, bucket, |step| {
+                if let Step::Node(node) = step {
+                    visit(self.nodes.key(node), self.nodes.value(node, 0));
+                }
+                false
+            });
         }
     }
 
@@ -167,7 +246,7 @@ impl Ops for Hash {
         let layout = Layout::of(shm.def, shm.cpus).ok_or(Errno::INVAL)?;
         let region = Region::map(shm.fd, shm.len)?;
         let nodes = Nodes::new(region.base(), layout, &shm);
-        Ok((region, Hash { nodes, percpu: is_percpu(shm.def) }))
+        Ok((region, Hash { nodes, percpu: is_percpu(shm.def), lru: is_lru(shm.def) }))
     }
 
     fn set_owner(&self, owner: u16) {
@@ -230,20 +309,8 @@ impl Ops for Hash {
     }
 
     fn sys_lookup(&self, key: &[u8], value: &mut [u8]) -> Result<(), Errno> {
-        let key = self.key(key.as_ptr());
-        // Copied inside the walk, so that a node recycled meanwhile is not mistaken for the element.
-        let walk = self.nodes.walk(key.hash(self.nodes.seed), |step| match step {
-            Step::Restart => false,
-            Step::Node(node) => {
-                // SAFETY: the walk passes valid nodes only.
-                let found = unsafe { key.equals(self.nodes.key(node)) };
-                if found {
-                    self.read_values(node, value);
-                }
-                found
-            }
-        });
-        if matches!(walk, Walk::At(_)) { Ok(()) } else { Err(Errno::NOENT) }
+        let found = self.read_element(self.key(key.as_ptr()), |node| self.read_values(node, value));
+        if found { Ok(()) } else { Err(Errno::NOENT) }
     }
 
     fn sys_update(&self, key: &[u8], value: &[u8], flags: u64) -> Result<(), Errno> {

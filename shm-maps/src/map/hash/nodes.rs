@@ -1,9 +1,10 @@
 //! Node memory: where everything is, who owns a node, how one is claimed and given back.
 //!
 //! ```text
-//! [header page: cursors of up to CURSORS CPUs in the kind area]
+//! [header page: cursors of up to CURSORS CPUs in the kind area; LRU: hand and full, a cache line each]
 //! [stash: extra u32]                     node indices that probably are in the extra pool
 //! [used: bitmap, one bit per node]       1 = do not bother to try this node
+//! [touched: bitmap, LRU only]            1 = looked up since the hand passed
 //! [heads: buckets u64]
 //! [nodes: capacity x (next u64, state u64, key, value per CPU)]   node i at (i - 1) * stride
 //! ```
@@ -13,14 +14,18 @@
 use super::word::{Kind, Link, State};
 use crate::map::header::KIND_AREA;
 use crate::map::{MapDef, ops::Shm, table};
-use crate::uapi::BPF_MAP_TYPE_PERCPU_HASH;
+use crate::uapi::{BPF_MAP_TYPE_LRU_HASH, BPF_MAP_TYPE_LRU_PERCPU_HASH, BPF_MAP_TYPE_PERCPU_HASH};
 use crate::{PAGE, round8};
 use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 use core::sync::atomic::{AtomicU16, AtomicU32, AtomicU64};
 
 const CURSORS: usize = 256;
 const NODE_HEADER: usize = 16;
-const _: () = assert!(KIND_AREA + CURSORS * 4 <= PAGE);
+const HAND_AT: usize = KIND_AREA + CURSORS * 4;
+const FULL_AT: usize = HAND_AT + 64;
+/// Where a kind that is built on these nodes may keep words of its own.
+pub const FREE_AT: usize = FULL_AT + 64;
+const _: () = assert!(FREE_AT <= PAGE);
 
 /// Sizes and offsets, from private attributes only.
 #[derive(Clone, Copy)]
@@ -35,6 +40,7 @@ pub struct Layout {
     pub node_stride: usize,
     stash_at: usize,
     used_at: usize,
+    touched_at: usize,
     heads_at: usize,
     nodes_at: usize,
     pub file_len: usize,
@@ -51,7 +57,9 @@ impl Layout {
         let node_stride = NODE_HEADER + round8(def.key_size as usize) + value_stride.checked_mul(values)?;
         let stash_at = PAGE;
         let used_at = stash_at + round8(extra as usize * 4);
-        let heads_at = used_at + capacity.div_ceil(64) * 8;
+        let bitmap = capacity.div_ceil(64) * 8;
+        let touched_at = used_at + bitmap;
+        let heads_at = touched_at + if is_lru(def) { bitmap } else { 0 };
         // Nodes begin on a cache line.
         let nodes_at = heads_at.checked_add(buckets.checked_mul(8)?)?.next_multiple_of(64);
         let nodes_len = node_stride.checked_mul(capacity)?;
@@ -60,7 +68,7 @@ impl Layout {
         let max_entries = def.max_entries;
         #[rustfmt::skip]
         let layout = Layout { buckets, max_entries, extra, key_size, value_size, values, node_stride,
-            stash_at, used_at, heads_at, nodes_at, file_len };
+            stash_at, used_at, touched_at, heads_at, nodes_at, file_len };
         Some(layout)
     }
 
@@ -71,7 +79,11 @@ impl Layout {
 
 pub fn is_percpu(def: &MapDef) -> bool {
     debug_assert!(table::row(def.map_type).is_some());
-    def.map_type == BPF_MAP_TYPE_PERCPU_HASH
+    matches!(def.map_type, BPF_MAP_TYPE_PERCPU_HASH | BPF_MAP_TYPE_LRU_PERCPU_HASH)
+}
+
+pub fn is_lru(def: &MapDef) -> bool {
+    matches!(def.map_type, BPF_MAP_TYPE_LRU_HASH | BPF_MAP_TYPE_LRU_PERCPU_HASH)
 }
 
 /// A claimed node from the extra pool and the stash entry it came from.
@@ -170,7 +182,7 @@ impl Nodes {
 
     /// Takes `index` if it is free in the pool `from`.
     #[inline]
-    fn try_claim(&self, index: u32, from: Kind) -> bool {
+    pub fn try_claim(&self, index: u32, from: Kind) -> bool {
         let (raw, state) = self.state(index);
         let to = if from == Kind::Main { Kind::FromMain } else { Kind::FromExtra };
         state.kind() == from
@@ -183,6 +195,58 @@ impl Nodes {
     fn used(&self, word: usize) -> &AtomicU64 {
         // SAFETY: callers keep word below the bitmap's length; atomic.
         unsafe { &*self.base.add(self.layout.used_at).cast::<AtomicU64>().add(word) }
+    }
+
+    /// Marks a claimed node as not worth trying.
+    #[inline]
+    pub fn set_used(&self, index: u32) {
+        let at = index as usize - 1;
+        self.used(at / 64).fetch_or(1 << (at % 64), Relaxed);
+    }
+
+    fn touched(&self, index: u32) -> (&AtomicU64, u64) {
+        debug_assert!(self.is_node(index));
+        let at = index as usize - 1;
+        // SAFETY: index is a node, so the word is in the bitmap, which only LRU maps have and ask for; atomic.
+        let word = unsafe { &*self.base.add(self.layout.touched_at).cast::<AtomicU64>().add(at / 64) };
+        (word, 1 << (at % 64))
+    }
+
+    /// LRU: the element was used. A plain load when it was since the hand passed, so that readers share the line.
+    #[inline]
+    pub fn touch(&self, index: u32) {
+        let (word, bit) = self.touched(index);
+        if word.load(Relaxed) & bit == 0 {
+            word.fetch_or(bit, Relaxed);
+        }
+    }
+
+    /// LRU: whether the element was used since the hand passed; it has not been from now on.
+    pub fn untouch(&self, index: u32) -> bool {
+        let (word, bit) = self.touched(index);
+        word.load(Relaxed) & bit != 0 && word.fetch_and(!bit, Relaxed) & bit != 0
+    }
+
+    /// LRU: the node that the hand points to; it moves on.
+    pub fn advance_hand(&self) -> u32 {
+        self.kind_word(HAND_AT).fetch_add(1, Relaxed) % self.layout.capacity() + 1
+    }
+
+    /// LRU: a hint that no node is free, so that a full map need not be searched for one each time.
+    pub fn seems_full(&self) -> bool {
+        self.kind_word(FULL_AT).load(Relaxed) != 0
+    }
+
+    pub fn set_full(&self, full: bool) {
+        if self.seems_full() != full {
+            self.kind_word(FULL_AT).store(full.into(), Relaxed);
+        }
+    }
+
+    fn kind_word(&self, at: usize) -> &AtomicU32 {
+        debug_assert!(at + 4 <= PAGE);
+        // SAFETY: inside the header page (asserted above); atomic.
+        unsafe { &*self.base.add(at).cast() }
     }
 
     fn cursor(&self, cpu: u32) -> &AtomicU32 {
@@ -218,7 +282,7 @@ impl Nodes {
                 }
                 if self.try_claim(index as u32, Kind::Main) {
                     // Before the node is linked, hence before anyone can free it and clear the bit.
-                    self.used(word).fetch_or(1 << bit, Relaxed);
+                    self.set_used(index as u32);
                     self.cursor(cpu).store(word as u32 + 1, Relaxed); // + 1: 0 is "never used"
                     return Some(index as u32);
                 }

@@ -24,7 +24,7 @@ const ATTEMPTS: u32 = 1 << 16;
 impl Hash {
     /// The update of all four kinds of caller.
     #[inline]
-    pub(super) fn write(&self, key: Key, source: Source, flags: u64) -> Result<(), Errno> {
+    pub(in crate::map) fn write(&self, key: Key, source: Source, flags: u64) -> Result<(), Errno> {
         if flags > BPF_EXIST {
             return Err(Errno::INVAL);
         }
@@ -37,6 +37,9 @@ impl Hash {
                 Walk::End { .. } if flags == BPF_EXIST => Err(Errno::NOENT),
                 Walk::At(spot) if self.percpu => {
                     self.fill_values(spot.node, source, false);
+                    if self.lru {
+                        self.nodes.touch(spot.node);
+                    }
                     Ok(true)
                 }
                 Walk::At(spot) => self.replace(bucket, key, source, &spot, &mut held),
@@ -75,7 +78,7 @@ impl Hash {
         let node = match held.main {
             Some(node) => node,
             None => {
-                let node = self.nodes.claim_main(self.claim_cpu(source)).ok_or(Errno::TOOBIG)?;
+                let node = self.claim(self.claim_cpu(source))?;
                 held.main = Some(node);
                 self.fill(node, key, source);
                 node
@@ -90,6 +93,12 @@ impl Hash {
             held.main = None;
         }
         Ok(linked)
+    }
+
+    /// A node for a new element.
+    #[inline]
+    fn claim(&self, cpu: u32) -> Result<u32, Errno> {
+        if self.lru { self.claim_lru(cpu) } else { self.nodes.claim_main(cpu).ok_or(Errno::TOOBIG) }
     }
 
     /// True when replaced, false when the chain changed and the update must look again.
@@ -112,6 +121,9 @@ impl Hash {
         let word = self.nodes.next(spot.node);
         if word.compare_exchange(spot.next_word.0, mark.0, AcqRel, Relaxed).is_err() {
             return Ok(false);
+        }
+        if self.lru {
+            self.nodes.touch(node);
         }
         match held.extra.take() {
             Some(borrowed) => {
@@ -144,7 +156,7 @@ impl Hash {
 
     /// Deletes `key`; `last_look` sees the element after it left the map and before it is recycled.
     #[inline]
-    pub(super) fn remove(&self, key: Key, mut last_look: impl FnMut(u32)) -> Result<(), Errno> {
+    pub(in crate::map) fn remove(&self, key: Key, mut last_look: impl FnMut(u32)) -> Result<(), Errno> {
         let bucket = key.hash(self.nodes.seed);
         for _ in 0..ATTEMPTS {
             let spot = match self.find(bucket, key) {
@@ -152,17 +164,29 @@ impl Hash {
                 Walk::End { .. } => return Err(Errno::NOENT),
                 Walk::Lost => return Err(Errno::BUSY),
             };
-            let (_, state) = self.nodes.state(spot.node);
-            let successor = spot.next_word.index();
-            let mark = Link::marked(successor, self.nodes.owner(), state.epoch(), false);
-            let word = self.nodes.next(spot.node);
-            if word.compare_exchange(spot.next_word.0, mark.0, AcqRel, Relaxed).is_ok() {
-                last_look(spot.node);
-                self.retire(bucket, &spot, successor, false);
+            if self.remove_at(bucket, &spot, &mut last_look) {
+                if self.lru {
+                    self.nodes.set_full(false);
+                }
                 return Ok(());
             }
         }
         Err(Errno::BUSY)
+    }
+
+    /// Deletes the element at `spot`; false when the chain changed.
+    #[inline]
+    pub(super) fn remove_at(&self, bucket: u64, spot: &Spot<'_>, last_look: &mut impl FnMut(u32)) -> bool {
+        let (_, state) = self.nodes.state(spot.node);
+        let successor = spot.next_word.index();
+        let mark = Link::marked(successor, self.nodes.owner(), state.epoch(), false);
+        let word = self.nodes.next(spot.node);
+        let removed = word.compare_exchange(spot.next_word.0, mark.0, AcqRel, Relaxed).is_ok();
+        if removed {
+            last_look(spot.node);
+            self.retire(bucket, spot, successor, false);
+        }
+        removed
     }
 
     /// After the mark: unlink, then end the node's life. If it can not be unlinked (corruption), it is lost.
@@ -178,7 +202,7 @@ impl Hash {
     fn claim_cpu(&self, source: Source) -> u32 {
         match source {
             Source::Cpu(_, cpu) => cpu,
-            Source::All(_) => self.nodes.layout.extra - 1,
+            Source::All(_) | Source::Joined(..) => self.nodes.layout.extra - 1,
         }
     }
 
@@ -208,6 +232,14 @@ impl Hash {
             Source::All(values) if self.percpu => {
                 // SAFETY: all value slots; the tool's buffer has the same layout.
                 unsafe { copy::to_shared(first, values, count * round8(size)) };
+            }
+            Source::Joined(value, len, rest) => {
+                let at = round8(len);
+                // SAFETY: one value slot of at least `at` bytes; the caller's value and what belongs behind it.
+                unsafe {
+                    copy::to_shared(first, value, len);
+                    copy::to_shared(first.add(at), rest, size - at);
+                }
             }
             // SAFETY: one value slot; the tool's buffer is value_size bytes.
             Source::All(value) => unsafe { copy::to_shared(first, value, size) },
