@@ -150,7 +150,10 @@ pub fn name(id: u32) -> Option<&'static str> {
 
 /// The kernel's name of a helper that bpftime has.
 pub fn full_name(id: u32) -> Option<&'static str> {
-    row(id).map(|at| FULL_NAMES[at])
+    // `loop` is a keyword: that row's name has the prefix already.
+    row(id).map(|at| {
+        FULL_NAMES[at].strip_prefix("bpf_").filter(|n| n.starts_with("bpf_")).unwrap_or(FULL_NAMES[at])
+    })
 }
 
 /// The prototype of a helper that bpftime has.

@@ -4,8 +4,10 @@
 //! a module, a variant and an arm. Every failure is one line on stderr: cause; next step.
 
 mod doctor;
+mod object;
 mod ps;
 mod run;
+mod verify;
 
 use std::fmt;
 use std::io::Write;
@@ -27,6 +29,8 @@ enum Command {
     Run(run::Args),
     /// List the sessions of this user: programs, links, maps and traced processes.
     Ps(ps::Args),
+    /// Say whether the programs of an object file are safe, and if not, why.
+    Verify(verify::Args),
     /// Say what works on this machine, or why a process or program cannot be traced.
     Doctor(doctor::Args),
 }
@@ -50,6 +54,7 @@ fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
         Command::Run(args) => run::run(&args),
         Command::Ps(args) => ps::run(&args),
+        Command::Verify(args) => verify::run(&args),
         Command::Doctor(args) => doctor::run(&args),
     };
     outcome.unwrap_or_else(|failure| {

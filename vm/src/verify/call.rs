@@ -47,8 +47,10 @@ impl Verifier<'_> {
             let result = *state.reg(Reg::R0);
             return self.leave_callback(state, result, callback);
         }
-        let result = self.read(state, Reg::R0)?;
+        // A function that returns nothing need not set r0; its caller may not read it then.
+        let result = *state.reg(Reg::R0);
         if depth == 0 {
+            self.read(state, Reg::R0)?;
             let at_exit = "BPF_EXIT instruction in main prog would lead to reference leak";
             return match state.references.first() {
                 Some(r) => {
@@ -146,7 +148,7 @@ impl Verifier<'_> {
             return Ok(());
         }
         let reason = format!("combined stack size of {calls} calls is {bytes}. Too large");
-        Err(Refusal { errno: Errno::Access, insn: 0, reason })
+        Err(Refusal::of_program(Errno::Access, 0, reason))
     }
 
     /// Bytes and frames of the deepest chain from a function.

@@ -43,6 +43,18 @@ pub struct Refusal {
     pub insn: usize,
     /// One or more lines, as in the log.
     pub reason: String,
+    /// Slots of the path that is refused, in the order of execution, the instruction itself last; the last few
+    /// thousand of a long one.
+    pub path: Vec<usize>,
+    /// Registers and stack before the instruction, as the log shows them.
+    pub state: String,
+}
+
+impl Refusal {
+    /// One that no path leads to.
+    pub(super) fn of_program(errno: Errno, insn: usize, reason: String) -> Refusal {
+        Refusal { errno, insn, reason, path: vec![], state: String::new() }
+    }
 }
 
 /// A judgement on a part of an instruction.

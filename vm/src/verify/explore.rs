@@ -41,6 +41,40 @@ struct Pending {
     state: State,
     at: usize,
     from: usize,
+    /// What of the trail leads to it. Later paths only replace what is behind that: the last path that was
+    /// put aside is the first one that is taken up.
+    jumps: usize,
+    steps: usize,
+}
+
+/// The way that the current path took: where it did not go straight on.
+#[derive(Default)]
+struct Trail {
+    /// After how many steps, and to where.
+    jumps: Vec<(usize, usize)>,
+    steps: usize,
+}
+
+/// Steps of a refused path that are told.
+const TOLD: usize = 4096;
+
+impl Trail {
+    /// The last steps' slots.
+    fn slots(&self, program: &Program) -> Vec<usize> {
+        let (mut at, mut slots) = (0, std::collections::VecDeque::new());
+        let mut jumps = self.jumps.iter().peekable();
+        for step in 1..=self.steps {
+            if slots.len() == TOLD {
+                slots.pop_front();
+            }
+            slots.push_back(at);
+            at += program.ops().get(at).map_or(1, Op::slots);
+            while let Some((_, to)) = jumps.next_if(|(after, _)| *after <= step) {
+                at = *to;
+            }
+        }
+        slots.into()
+    }
 }
 
 /// A walk.
@@ -62,6 +96,7 @@ pub(super) struct Verifier<'a> {
     /// when it was made. Once fewer are left, all that follows from it has been walked.
     pub open: Vec<(usize, u64, usize)>,
     pending: Vec<Pending>,
+    trail: Trail,
     /// States with which callbacks were entered, by slot of the helper's call.
     pub entries: Vec<Vec<State>>,
     pub stats: Stats,
@@ -91,6 +126,7 @@ impl<'a> Verifier<'a> {
             checkpoints: (0..slots).map(|_| Vec::new()).collect(),
             open: Vec::new(),
             pending: Vec::new(),
+            trail: Trail::default(),
             entries: (0..slots).map(|_| Vec::new()).collect(),
             stats: Stats::default(),
             proved: Proved::new(program),
@@ -135,7 +171,7 @@ impl<'a> Verifier<'a> {
         let mut frame = Frame::new(0, 0, 0);
         frame.regs[1] = Val::pointer(Kind::Ctx);
         let state = State { frames: vec![Rc::new(frame)], references: Vec::new() };
-        self.pending.push(Pending { state, at: 0, from: 0 });
+        self.pending.push(Pending { state, at: 0, from: 0, jumps: 0, steps: 0 });
         while let Some(path) = self.pending.pop() {
             self.close(self.pending.len() + 1);
             self.path(path)?;
@@ -147,9 +183,7 @@ impl<'a> Verifier<'a> {
     fn all_reachable(&self) -> Result<(), Refusal> {
         let lost = (0..self.program.ops().len()).find(|at| !self.program.is_reachable(*at));
         match lost {
-            Some(insn) => {
-                Err(Refusal { errno: Errno::Invalid, insn, reason: format!("unreachable insn {insn}") })
-            }
+            Some(insn) => Err(Refusal::of_program(Errno::Invalid, insn, format!("unreachable insn {insn}"))),
             None => Ok(()),
         }
     }
@@ -176,7 +210,11 @@ impl<'a> Verifier<'a> {
         }
     }
 
-    fn path(&mut self, Pending { mut state, mut at, from }: Pending) -> Result<(), Refusal> {
+    fn path(&mut self, path: Pending) -> Result<(), Refusal> {
+        let Pending { mut state, mut at, from, jumps, steps } = path;
+        self.trail.jumps.truncate(jumps);
+        self.trail.jumps.push((steps, at));
+        self.trail.steps = steps;
         if self.log.wants_insns() {
             let regs = show(&state, None);
             let line =
@@ -184,25 +222,43 @@ impl<'a> Verifier<'a> {
             self.log.line(&line);
         }
         loop {
-            let refuse = |Fail { errno, reason }| Refusal { errno, insn: at, reason };
-            if !self.worth_walking(&mut state, at).map_err(refuse)? {
-                self.log.line(&format!("{at}: safe"));
-                return Ok(());
+            self.trail.steps += 1;
+            match self.worth_walking(&mut state, at) {
+                Ok(true) => {}
+                Ok(false) => {
+                    self.log.line(&format!("{at}: safe"));
+                    return Ok(());
+                }
+                Err(fail) => return Err(self.refusal(fail, at, &state)),
             }
-            self.budget().map_err(refuse)?;
+            self.budget().map_err(|fail| self.refusal(fail, at, &state))?;
             self.proved.live[at] = true;
             self.proved.held[at] = self.proved.held[at].max(state.references.len() as u32);
             self.show_insn(at);
             let before = if self.log.wants_insns() { Some(state.clone()) } else { None };
-            let next = self.step(&mut state, at).map_err(refuse)?;
+            let next = match self.step(&mut state, at) {
+                Ok(next) => next,
+                Err(fail) => return Err(self.refusal(fail, at, &state)),
+            };
             if let Some(before) = before {
                 self.show_change(&before, &state);
             }
             match next {
-                Next::At(next) => at = next,
+                Next::At(next) => {
+                    if next != at + self.program.ops()[at].slots() {
+                        self.trail.jumps.push((self.trail.steps, next));
+                    }
+                    at = next;
+                }
                 Next::Done => return Ok(()),
             }
         }
+    }
+
+    /// What the caller is told. `state` is as far as the instruction got.
+    fn refusal(&self, Fail { errno, reason }: Fail, at: usize, state: &State) -> Refusal {
+        let path = self.trail.slots(self.program);
+        Refusal { errno, insn: at, reason, path, state: show(state, None) }
     }
 
     fn budget(&mut self) -> Check {
@@ -263,7 +319,8 @@ impl<'a> Verifier<'a> {
             let reason = format!("The sequence of {} jumps is too complex.", MAX_PENDING + 1);
             return Err(Fail { errno: Errno::Fault, reason });
         }
-        self.pending.push(Pending { state, at, from });
+        let jumps = self.trail.jumps.len();
+        self.pending.push(Pending { state, at, from, jumps, steps: self.trail.steps });
         Ok(())
     }
 

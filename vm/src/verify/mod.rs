@@ -24,6 +24,7 @@ mod error;
 mod explore;
 mod facts;
 mod helper;
+mod hint;
 mod live;
 mod log;
 mod memory;
@@ -37,6 +38,7 @@ mod value;
 
 pub use error::{Errno, Refusal};
 pub use facts::{Access, Region, Verified};
+pub use hint::hint;
 pub use log::{Log, Stats};
 pub use stack_bytes::StackBytes;
 
