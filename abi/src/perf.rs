@@ -49,6 +49,8 @@ pub const PERF_TYPE_SOFTWARE: u32 = 1;
 pub const PERF_TYPE_TRACEPOINT: u32 = 2;
 /// The dynamic PMU type of `uprobe` on every kernel so far, used when sysfs does not say.
 pub const UPROBE_PMU_DEFAULT: u32 = 8;
+/// The PMU type of `kprobe` where the kernel has none: beyond what kernels give out.
+pub const KPROBE_PMU_OURS: u32 = 0x4250_0001;
 
 /// `PERF_COUNT_SW_CPU_CLOCK`.
 pub const PERF_COUNT_SW_CPU_CLOCK: u64 = 0;

@@ -5,6 +5,8 @@
 //! headers. So a member is a row here, its offset is looked up in the BTF that the tool sees, and the agent makes the
 //! value. Members without a row read as zero, as does everything else in these structs.
 //!
+//! Beside the task the registers of a system call are to be had this way, at the layout that user space knows.
+//!
 //! Pointers between them are addresses that encode what they point to ([`Place`]). They look like the kernel's own and
 //! are mapped nowhere in user space: only the `probe_read` family resolves them, nothing can be written through them.
 
@@ -42,6 +44,8 @@ pub enum Object {
     CgroupName,
     /// `struct mm_struct`: there is one, which tells a process from a kernel thread.
     Mm,
+    /// The registers with which a system call was made: what a probe on the kernel's function for it gets.
+    Registers,
 }
 
 /// What a member holds.
@@ -194,7 +198,7 @@ const BASE: u64 = 0xffff_8880_0000_0000;
 const OBJECT_SHIFT: u32 = 38;
 const THREAD_SHIFT: u32 = 16;
 const THREAD_MASK: u64 = (1 << 22) - 1;
-const OBJECTS: [Object; 15] = [
+const OBJECTS: [Object; 16] = [
     Object::Task,
     Object::Cred,
     Object::Nsproxy,
@@ -210,6 +214,7 @@ const OBJECTS: [Object; 15] = [
     Object::KernfsNode,
     Object::CgroupName,
     Object::Mm,
+    Object::Registers,
 ];
 
 // The object's number is its index, and all of them fit into their four bits.
@@ -259,7 +264,7 @@ mod tests {
 
     #[test]
     fn user_addresses_and_the_kernels_text_are_no_places() {
-        for address in [0, 0x7fff_ffff_f000, BASE - 1, BASE + (15 << OBJECT_SHIFT), 0xffff_ffff_8100_0000] {
+        for address in [0, 0x7fff_ffff_f000, BASE - 1, BASE + (16 << OBJECT_SHIFT), 0xffff_ffff_8100_0000] {
             assert_eq!(Place::at(address), None, "{address:#x}");
         }
     }

@@ -176,6 +176,8 @@ pub enum PerfKind {
     },
     /// System calls of the targets.
     Syscall(SyscallEvent),
+    /// The kernel's function for a system call.
+    Kprobe(SyscallEvent),
     /// The output buffer of programs.
     BpfOutput,
     /// Time: ticks in the tool, or samples of the targets (`perf::clock` decides).

@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 /// Programs that ask geteuid() before they try anything, by the name of their executable or script.
 const DEMAND_ROOT: &[&str] = &["bpftrace", "bpftrace-aotrt", "exitsnoop-bpfcc"];
 
+static BECAME: Once = Once::new();
 static FAKE_ROOT: AtomicBool = AtomicBool::new(false);
 static SECURE: AtomicBool = AtomicBool::new(false);
 
@@ -34,6 +35,17 @@ pub fn is_inert() -> bool {
     SECURE.load(Ordering::Relaxed)
 }
 
+/// Whether this process has shown to be a tool: by a call, or by bcc's library, which reads the kernel's symbols before
+/// it calls.
+pub fn is_tool() -> bool {
+    const LIBRARIES: [&std::ffi::CStr; 2] = [c"libbcc.so.0", c"libbcc.so"];
+    let loaded = |name: &std::ffi::CStr| {
+        // SAFETY: a terminated constant; RTLD_NOLOAD loads nothing, and the reference it takes keeps what is there.
+        unsafe { !libc::dlopen(name.as_ptr(), libc::RTLD_NOLOAD | libc::RTLD_LAZY).is_null() }
+    };
+    BECAME.is_completed() || LIBRARIES.into_iter().any(loaded)
+}
+
 /// Whether geteuid() answers 0.
 pub fn fakes_root() -> bool {
     FAKE_ROOT.load(Ordering::Relaxed)
@@ -49,8 +61,7 @@ fn names() -> impl Iterator<Item = OsString> {
 
 /// From the first BPF call on this process is a tool: programs it starts are targets, so they get the agent.
 pub fn become_tool() {
-    static ONCE: Once = Once::new();
-    ONCE.call_once(|| {
+    BECAME.call_once(|| {
         start_log();
         if let Some(value) = childrens_preload() {
             set_env("LD_PRELOAD", &value);

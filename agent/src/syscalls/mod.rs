@@ -20,6 +20,7 @@ use crate::arch::syscall::set_gate;
 use crate::hook::{ThreadBlock, vfork_child};
 use crate::run::enter::{Entry, Who, run_event};
 use crate::run::{Hit, process};
+use bpftime_abi::task::{Object, Place};
 use bpftime_shm::session::wire::{CallContext, Side, SyscallEvent};
 use std::sync::atomic::{AtomicPtr, Ordering};
 
@@ -142,12 +143,20 @@ fn run(
         // sys_enter(regs, id), sys_exit(regs, ret)
         let second = if values.len() == 1 { values[0] } else { record[1] };
         let args = [std::ptr::from_ref(regs) as u64, second];
+        let function = in_function(regs, values.len(), who.tid);
         let ctx = match listener.context {
             CallContext::Record => record.as_ptr(),
             CallContext::Arguments => args.as_ptr(),
+            CallContext::Function => std::ptr::from_ref(&function).cast(),
         };
         run_event(&listener.entry, &who, &Hit { ctx: ctx as u64, regs, func_ip: 0, at_entry: false });
     }
+}
+
+/// The registers in the kernel's function for a call made with `regs`: at its entry, where the call has several values,
+/// it gets the call's registers, by an address of the kernel's; at its end it has the result where they have it.
+fn in_function(regs: &PtRegs, values: usize, thread: u32) -> PtRegs {
+    if values == 1 { *regs } else { PtRegs { di: Place::of(Object::Registers, thread).address(), ..*regs } }
 }
 
 /// Before system call `nr`; tells whether its end is wanted too.

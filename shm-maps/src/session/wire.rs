@@ -31,11 +31,15 @@ pub enum Side {
 
 /// What a program at a system call gets as its context.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u8)]
 pub enum CallContext {
     /// The record that tracefs's format files describe.
     Record,
     /// The arguments of a raw tracepoint: registers, then number or result.
     Arguments,
+    /// The registers at the entry of the kernel's function for the call, whose one argument is the call's registers; at
+    /// its end those with the result.
+    Function,
 }
 
 /// System calls of the target.
@@ -254,7 +258,7 @@ impl Writer {
             LinkKind::Syscall(e) => {
                 self.u8(1);
                 self.u8((e.side == Side::Exit).into());
-                self.u8((e.context == CallContext::Arguments).into());
+                self.u8(e.context as u8);
                 self.u32(e.nr.unwrap_or(u32::MAX));
                 self.u64(e.cookie);
             }
@@ -335,7 +339,11 @@ impl<'a> Reader<'a> {
             0 => LinkKind::Uprobe,
             1 => LinkKind::Syscall(SyscallEvent {
                 side: if self.u8()? == 0 { Side::Enter } else { Side::Exit },
-                context: if self.u8()? == 0 { CallContext::Record } else { CallContext::Arguments },
+                context: match self.u8()? {
+                    0 => CallContext::Record,
+                    1 => CallContext::Arguments,
+                    _ => CallContext::Function,
+                },
                 nr: Some(self.u32()?).filter(|nr| *nr != u32::MAX),
                 cookie: self.u64()?,
             }),

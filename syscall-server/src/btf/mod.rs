@@ -54,9 +54,13 @@ pub fn is_directory(path: &str) -> bool {
     path.trim_end_matches('/') == "/sys/kernel/btf" && is_ours()
 }
 
-/// Where the members of the task's shadow stand in the BTF that tools see.
+/// Where the members of the task's shadow stand in the BTF that tools see. Nowhere for a tool that compiles against the
+/// headers of another kernel: its offsets are theirs, and zero is better than another member.
 pub fn task_layout() -> &'static [Row] {
     static LAYOUT: OnceLock<Vec<Row>> = OnceLock::new();
+    if crate::files::headers::in_use() {
+        return &[];
+    }
     LAYOUT.get_or_init(|| {
         let data = kernel();
         Btf::parse(&data).map(|btf| rows(&btf)).unwrap_or_default()

@@ -6,7 +6,7 @@ use crate::object::{LinkDetail, LinkObject, PerfKind, PerfObject};
 use crate::{perf, user};
 use bpftime_abi::attr::LinkInfo;
 use bpftime_abi::perf::PERF_TYPE_SOFTWARE;
-use bpftime_shm::session::wire::Point;
+use bpftime_shm::session::wire::{Point, Side};
 use rustix::io::Errno;
 use std::sync::PoisonError;
 
@@ -14,6 +14,8 @@ use std::sync::PoisonError;
 mod kind {
     pub const UPROBE: u64 = 1;
     pub const URETPROBE: u64 = 2;
+    pub const KPROBE: u64 = 3;
+    pub const KRETPROBE: u64 = 4;
     pub const TRACEPOINT: u64 = 5;
     pub const EVENT: u64 = 6;
 }
@@ -63,6 +65,12 @@ fn event(e: &PerfObject, asked: &LinkInfo) -> Result<[u64; 6], Errno> {
         PerfKind::Syscall(call) => {
             let len = string(buf, room, perf::tracepoint::name_of(call).as_bytes())? as u64;
             [kind::TRACEPOINT, buf, len, cookie, 0, 0]
+        }
+        PerfKind::Kprobe(call) => {
+            let kind = if call.side == Side::Exit { kind::KRETPROBE } else { kind::KPROBE };
+            let (name, address) = perf::kprobe::function_of(call);
+            let len = string(buf, room, name.as_bytes())? as u64;
+            [kind, buf, len, address, 0, cookie]
         }
         PerfKind::BpfOutput => [0; 6],
     })

@@ -1,6 +1,5 @@
 //! Functions that take a path. The C library's answer comes first; where it fails for a file that we have, ours.
 
-use crate::btf;
 use crate::files::{self, Answer};
 use crate::guard::guard;
 use crate::{real, tool};
@@ -24,13 +23,13 @@ fn or_ours<T: Copy>(failed: T, path: *const c_char, ours: impl FnOnce(Answer) ->
 
 /// The C library's answer for `path`, unless what it has is to be hidden behind ours.
 fn real_for(path: *const c_char, call: impl FnOnce() -> c_int) -> c_int {
-    if !tool::is_inert() && !path.is_null() && btf::hides_kernels() {
-        // SAFETY: a C string by the contract of every caller.
-        let asked = unsafe { CStr::from_ptr(path) };
-        if asked.to_bytes() == btf::KERNEL_BTF.as_bytes() {
-            real::set_errno(libc::ENOENT);
-            return -1;
-        }
+    if tool::is_inert() || path.is_null() {
+        return call();
+    }
+    // SAFETY: a C string by the contract of every caller.
+    if guard(|| files::is_replaced(unsafe { CStr::from_ptr(path) }), || false) {
+        real::set_errno(libc::ENOENT);
+        return -1;
     }
     call()
 }

@@ -6,6 +6,16 @@
 use std::cmp::Ordering;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering as Memory};
+
+/// Whether this process was given another kernel's headers.
+static USED: AtomicBool = AtomicBool::new(false);
+
+/// Whether this process was given another kernel's headers: what its programs take the kernel's structs to look like is
+/// then nobody's BTF.
+pub fn in_use() -> bool {
+    USED.load(Memory::Relaxed)
+}
 
 const MODULES: &str = "/lib/modules/";
 
@@ -27,6 +37,7 @@ pub fn stand_in(path: &str) -> Option<PathBuf> {
         "source" => &headers.source,
         _ => return None,
     };
+    USED.store(true, Memory::Relaxed);
     Some(if rest.is_empty() { base.clone() } else { base.join(rest) })
 }
 

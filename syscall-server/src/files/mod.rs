@@ -3,9 +3,11 @@
 //! The real file comes first: only when the C library's call has failed is ours looked at.
 
 pub(crate) mod headers;
+pub(crate) mod pmu;
 pub(crate) mod tracefs;
 
-use crate::btf;
+use crate::perf::kprobe;
+use crate::{btf, tool};
 use bpftime_shm::session::sealed;
 use rustix::fd::IntoRawFd;
 use std::ffi::{CStr, CString};
@@ -22,7 +24,16 @@ pub enum Answer {
 }
 
 /// Where paths of ours begin, so that every other failed call is over quickly.
-const PREFIXES: &[&[u8]] = &[b"/lib/modules/", b"/sys/kernel/", b"/sys/bus/event_source/"];
+const PREFIXES: &[&[u8]] = &[b"/lib/modules/", b"/sys/kernel/", b"/sys/bus/event_source/", b"/proc/kallsyms"];
+
+/// Files that the kernel has too, and that tools are to see as ours.
+pub fn is_replaced(path: &CStr) -> bool {
+    match path.to_bytes() {
+        b"/proc/kallsyms" => tool::is_tool(),
+        b"/sys/kernel/btf/vmlinux" => btf::hides_kernels(),
+        _ => false,
+    }
+}
 
 /// What is behind `path`, if it is one of ours.
 pub fn answer(path: &CStr) -> Option<Answer> {
@@ -33,9 +44,16 @@ pub fn answer(path: &CStr) -> Option<Answer> {
     if let Some(real) = headers::stand_in(path) {
         return CString::new(real.into_os_string().into_vec()).ok().map(Answer::StandIn);
     }
-    let file = tracefs::contents(path).or_else(|| btf::contents(path)).map(Answer::Contents);
-    let is_directory = || tracefs::is_directory(path) || btf::is_directory(path);
+    let file = contents(path).map(Answer::Contents);
+    let is_directory = || tracefs::is_directory(path) || btf::is_directory(path) || pmu::is_directory(path);
     file.or_else(|| is_directory().then_some(Answer::Directory))
+}
+
+fn contents(path: &str) -> Option<Vec<u8>> {
+    if path == "/proc/kallsyms" {
+        return Some(kprobe::symbols().into_bytes());
+    }
+    tracefs::contents(path).or_else(|| btf::contents(path)).or_else(|| pmu::contents(path))
 }
 
 /// A descriptor of a file with these contents, to be read.

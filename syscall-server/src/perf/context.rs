@@ -16,6 +16,8 @@ pub fn fits(event: &SyscallEvent, prog: &ProgObject) -> Result<(), Errno> {
     let (limit, errno) = match event.context {
         CallContext::Record => (record_size(event), Errno::ACCESS),
         CallContext::Arguments => (RAW_ARGS * 8, Errno::INVAL),
+        // The verifier has seen to it: registers are what every program of the type gets.
+        CallContext::Function => return Ok(()),
     };
     if prog.ctx_bytes <= limit { Ok(()) } else { Err(errno) }
 }

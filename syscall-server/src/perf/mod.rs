@@ -3,6 +3,7 @@
 mod clock;
 pub mod context;
 pub mod golang;
+pub mod kprobe;
 pub mod mmap;
 mod open;
 mod timer;
@@ -55,7 +56,7 @@ pub fn set_program(
 ) -> Result<(), Errno> {
     takes_program(&event.kind)?;
     let wanted = match event.kind {
-        PerfKind::Uprobe { .. } => BPF_PROG_TYPE_KPROBE,
+        PerfKind::Uprobe { .. } | PerfKind::Kprobe(_) => BPF_PROG_TYPE_KPROBE,
         PerfKind::Syscall(_) => BPF_PROG_TYPE_TRACEPOINT,
         _ => BPF_PROG_TYPE_PERF_EVENT,
     };
@@ -86,7 +87,7 @@ fn set_enabled(event: &Arc<PerfObject>, on: bool) -> Result<(), Errno> {
 /// Makes what runs be what the event's state says.
 fn apply(event: &Arc<PerfObject>) -> Result<(), Errno> {
     match &event.kind {
-        PerfKind::Uprobe { .. } | PerfKind::Syscall(_) => apply_probe(event),
+        PerfKind::Uprobe { .. } | PerfKind::Syscall(_) | PerfKind::Kprobe(_) => apply_probe(event),
         PerfKind::Clock { .. } => clock::apply(event),
         PerfKind::BpfOutput => Ok(()),
     }
@@ -117,6 +118,9 @@ fn spec_of(event: &PerfObject, link: u32, prog: &ProgObject, state: &PerfState) 
     let cookie = state.cookie;
     if let PerfKind::Syscall(call) = event.kind {
         return Ok(tracepoint::spec_of(call, event, link, prog, cookie));
+    }
+    if let PerfKind::Kprobe(call) = event.kind {
+        return Ok(kprobe::spec_of(call, event, link, prog, cookie));
     }
     if let PerfKind::Clock { cpu, .. } = event.kind {
         let sample = SampleEvent { period: state.period, cpu, cookie };

@@ -1,5 +1,6 @@
 //! perf_event_open(2).
 
+use super::kprobe;
 use crate::object::{self, Events, Object, PerfKind, PerfObject, PerfState};
 use crate::{fds, tool, user, wait};
 use bpftime_abi::perf::{self, PerfEventAttr};
@@ -63,10 +64,7 @@ fn copy_attr(addr: u64) -> Result<PerfEventAttr, Errno> {
 /// Type number of the uprobe PMU, as sysfs says.
 fn uprobe_pmu() -> u32 {
     static TYPE: OnceLock<u32> = OnceLock::new();
-    *TYPE.get_or_init(|| {
-        let text = std::fs::read_to_string("/sys/bus/event_source/devices/uprobe/type").unwrap_or_default();
-        text.trim().parse().unwrap_or(perf::UPROBE_PMU_DEFAULT)
-    })
+    *TYPE.get_or_init(|| crate::files::pmu::kernels_type("uprobe").unwrap_or(perf::UPROBE_PMU_DEFAULT))
 }
 
 /// A frequency is limited, a period has no sign.
@@ -85,6 +83,7 @@ fn kind_of(a: &PerfEventAttr, cpu: i32) -> Result<PerfKind, Errno> {
         // Software events that only the kernel sees.
         (perf::PERF_TYPE_SOFTWARE, n) if n < perf::PERF_COUNT_SW_MAX => Err(Errno::OPNOTSUPP),
         (t, _) if t == uprobe_pmu() => uprobe(a),
+        (t, _) if t == kprobe::pmu() => kprobe::event(a).map(PerfKind::Kprobe),
         (perf::PERF_TYPE_TRACEPOINT, _) => super::tracepoint::event(a).map(PerfKind::Syscall),
         // What the kernel says without such a PMU, hardware events too; the tools name the event in their message.
         _ => Err(Errno::NOENT),

@@ -28,6 +28,14 @@ pub struct PtRegs {
     pub ss: u64,
 }
 
+impl PtRegs {
+    /// The registers in memory.
+    pub fn as_bytes(&self) -> &[u8] {
+        // SAFETY: words without padding, borrowed as long as self.
+        unsafe { std::slice::from_raw_parts(std::ptr::from_ref(self).cast(), size_of::<Self>()) }
+    }
+}
+
 // The assembly in entry.rs and stubs.rs spells these offsets out.
 const _: () = {
     use std::mem::offset_of;

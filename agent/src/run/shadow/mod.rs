@@ -36,6 +36,9 @@ pub fn current(run: &Run) -> u64 {
 /// Fills `out` with what stands at `place`. What no member covers is zero.
 pub fn read(run: &Run, place: Place, out: &mut [u8]) {
     out.fill(0);
+    if place.object == Object::Registers {
+        return run.regs().map_or((), |regs| overlay(out, place.offset as usize, regs.as_bytes(), 0));
+    }
     let Some(layout) = &run.program().task else { return };
     let (start, end) = (place.offset as usize, place.offset as usize + out.len());
     for (field, offset) in layout.rows.iter().filter(|(f, _)| f.object == place.object) {
