@@ -23,5 +23,6 @@ vars! {
     LIB_DIR = "BPFTIME_LIB_DIR", "Directory of libbpftime-syscall.so and libbpftime-agent.so (default: beside the executable or the loaded library).";
     VERIFY = "BPFTIME_VERIFY", "off: load programs that were only checked structurally (default: every program is verified).";
     KERNEL_BTF = "BPFTIME_KERNEL_BTF", "off: serve bpftime's own BTF in place of the kernel's (default: only where the kernel's cannot be read).";
+    INJECT = "BPFTIME_INJECT", "all: a tool's probes bring the agent into every process of the user that maps the probed file (default: only into the process that an event names).";
     FAKE_ROOT = "BPFTIME_FAKE_ROOT", "1: geteuid() answers 0 in this program, 0: never (default: only in programs known to demand it).";
 }

@@ -105,6 +105,7 @@ helpers! {
     35 get_current_task() -> Number gpl;
     37 current_task_under_cgroup(Map, Any) -> Number;
     45 probe_read_str(MemOut, SizeOrZero, Any) -> Length gpl;
+    58 override_return(Ctx, Any) -> Number gpl;
     67 get_stack(Ctx, MemOut, SizeOrZero, Any) -> Length gpl;
     80 get_current_cgroup_id() -> Number;
     87 map_push_elem(Map, MapValue, Any) -> Number;

@@ -25,7 +25,16 @@ pub struct Mapping {
 
 /// The file mappings of this process.
 pub fn mappings() -> std::io::Result<Vec<Mapping>> {
-    Ok(std::fs::read_to_string("/proc/self/maps")?.lines().filter_map(parse_line).collect())
+    read("/proc/self/maps")
+}
+
+/// The file mappings of another process.
+pub fn mappings_of(pid: i32) -> std::io::Result<Vec<Mapping>> {
+    read(&format!("/proc/{pid}/maps"))
+}
+
+fn read(maps: &str) -> std::io::Result<Vec<Mapping>> {
+    Ok(String::from_utf8_lossy(&std::fs::read(maps)?).lines().filter_map(parse_line).collect())
 }
 
 /// `55d0-55d4 r-xp 00001000 fe:01 1234    /bin/app`; None for mappings without a file.

@@ -5,6 +5,7 @@
 
 mod client;
 mod known;
+mod robust;
 mod serve;
 
 /// The tool's own index among the processes of its session.

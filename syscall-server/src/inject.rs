@@ -1,5 +1,7 @@
 //! Brings the agent into the process that an event names.
 
+pub mod everyone;
+
 use crate::tool;
 use rustix::io::Errno;
 use std::collections::HashSet;

@@ -1,6 +1,10 @@
 //! The tool's BPF objects, found by the identity of their file and not by number: a dup, or a descriptor that came
 //! back over a socket, is the same object.
 
+mod sweep;
+
+pub use sweep::reclaim;
+
 use crate::fds::{self, FileId};
 use bpftime_agent::run::MapHandle;
 use bpftime_agent::run::image::Program;
@@ -135,6 +139,8 @@ pub struct ProgObject {
     pub ctx_bytes: u32,
     /// Whether it calls a helper that returns the task.
     pub asks_for_task: bool,
+    /// Whether it calls bpf_override_return.
+    pub overrides: bool,
     /// `attr.expected_attach_type` at load.
     pub attach_type: u32,
     /// Linked into the tool, for programs that run here.
@@ -297,9 +303,16 @@ pub enum Object {
     Btf(Arc<BtfObject>),
 }
 
-static TABLE: OnceLock<Mutex<HashMap<FileId, Object>>> = OnceLock::new();
+/// An object in the table.
+struct Row {
+    object: Object,
+    /// Looks in a row that found no descriptor of it (`sweep`).
+    unseen: u8,
+}
 
-fn table() -> MutexGuard<'static, HashMap<FileId, Object>> {
+static TABLE: OnceLock<Mutex<HashMap<FileId, Row>>> = OnceLock::new();
+
+fn table() -> MutexGuard<'static, HashMap<FileId, Row>> {
     TABLE.get_or_init(Mutex::default).lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -311,7 +324,14 @@ pub fn next_id() -> u32 {
 
 /// Enters an object under the file behind `fd`.
 pub fn insert(fd: impl AsFd, object: Object) -> Result<(), Errno> {
-    table().insert(fds::identity(fd.as_fd())?, object);
+    let id = fds::identity(fd.as_fd())?;
+    let mut table = table();
+    table.insert(id, Row { object, unseen: 0 });
+    let many = sweep::is_due(table.len());
+    drop(table);
+    if many {
+        sweep::sweep();
+    }
     Ok(())
 }
 
@@ -327,7 +347,7 @@ pub fn find(fd: RawFd) -> Result<Object, Errno> {
 
 fn find_borrowed(fd: BorrowedFd) -> Result<Object, Errno> {
     let id = fds::identity(fd).map_err(|_| Errno::BADF)?;
-    table().get(&id).cloned().ok_or(Errno::INVAL)
+    table().get(&id).map(|row| row.object.clone()).ok_or(Errno::INVAL)
 }
 
 macro_rules! finder {
@@ -349,5 +369,5 @@ finder!(btf, Btf, BtfObject);
 
 /// All objects, for id lookups and listings.
 pub fn all() -> Vec<Object> {
-    table().values().cloned().collect()
+    table().values().map(|row| row.object.clone()).collect()
 }

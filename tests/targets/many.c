@@ -1,7 +1,11 @@
-// Ten thousand functions of 32 bytes each, from `first` on. Reads lines: `a` calls each once; anything else prints whether
-// their bytes are as at start.
+// Ten thousand functions of 32 bytes each, from `first` on. Reads lines: `a` calls each once; `v` prints what the first
+// returns for 1; `f` forks by a bare system call a child that calls the first every millisecond for ten seconds; `c` closes
+// every descriptor the program does not know; anything else prints whether their bytes are as at start.
+#define _GNU_SOURCE
 #include <stdio.h>
 #include <string.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #define N 10000
 #define SIZE 32
@@ -23,6 +27,15 @@ int main(void) {
     if (*line == 'a') {
       for (int i = 0; i < N; i++) bad += ((int (*)(int))(code + i * SIZE))(i) != i + 1;
       printf("called errors %ld\n", bad);
+    } else if (*line == 'v') {
+      printf("value %d\n", first(1));
+    } else if (*line == 'c') {
+      printf("closed %ld\n", syscall(SYS_close_range, 3, ~0u, 0));
+    } else if (*line == 'f') {
+      long pid = syscall(SYS_fork);
+      for (int i = 0; !pid && i < 10000; i++) first(i), usleep(1000);
+      if (!pid) _exit(0);
+      printf("child %ld\n", pid);
     } else {
       printf("text %s\n", memcmp(before, code, sizeof before) ? "changed" : "same");
     }

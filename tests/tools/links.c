@@ -3,7 +3,12 @@
 //                                          SECOND is another file
 //   links multi PATH FIRST STEP N [PID]    one uprobe_multi link on N functions; READY ns; on SIGTERM: COUNT n
 //   links perf PATH FIRST STEP N           the same as N perf links
+//   links override PATH OFFSET VALUE RET   bpf_override_return(VALUE) at OFFSET (RET 1: return probe); ATTACHED errno
+//   links pulse PATH OFFSET                a link; for each line read COUNT n, for the line `close` it is closed first
+//   links churn N                          makes and closes N maps, programs and links; GROWTH descriptors kilobytes
+//   links full                             makes maps until no descriptor is left, closes them, does it again
 #define _GNU_SOURCE
+#include <dirent.h>
 #include <errno.h>
 #include <linux/bpf.h>
 #include <linux/perf_event.h>
@@ -257,6 +262,73 @@ static void many(int argc, char **argv, int as_multi) {
   printf("COUNT %lu\n", value(map, 0));
 }
 
+static void override(const char *path, uint64_t offset, int with, int ret) {
+  struct bpf_insn p[] = {I(0xb7, 2, 0, 0, with), I(0x85, 0, 0, 0, 58), I(0xb7, 0, 0, 0, 0), I(0x95, 0, 0, 0, 0)};
+  union bpf_attr a;
+  memset(&a, 0, sizeof a);
+  a.prog_type = BPF_PROG_TYPE_KPROBE, a.insns = (uint64_t)p, a.insn_cnt = 4, a.license = (uint64_t)"GPL";
+  int prog = bpf(BPF_PROG_LOAD, &a, sizeof a), ev = uprobe_event(path, offset, ret, 0);
+  if (prog < 0 || ev < 0) die("override");
+  result("ATTACHED", perf_link(ev, prog, 0));
+  fflush(stdout);
+  while (!stop) pause();
+}
+
+static void pulse(const char *path, uint64_t offset) {
+  int map = map_create(), prog = load(map, 0, BPF_PROG_TYPE_KPROBE, 0, 0);
+  int ev = uprobe_event(path, offset, 0, 0), link = perf_link(ev, prog, 0);
+  if (link < 0) die("LINK_CREATE");
+  puts("READY");
+  fflush(stdout);
+  char line[64];
+  while (fgets(line, sizeof line, stdin)) {
+    if (!strcmp(line, "close\n")) close(link), close(ev);
+    printf("COUNT %lu\n", value(map, 0));
+    fflush(stdout);
+  }
+}
+
+static int descriptors(void) {
+  DIR *d = opendir("/proc/self/fd");
+  int n = 0;
+  while (readdir(d)) n++;
+  closedir(d);
+  return n;
+}
+
+static long resident(void) {
+  long size, pages = 0;
+  FILE *f = fopen("/proc/self/statm", "r");
+  if (fscanf(f, "%ld %ld", &size, &pages) != 2) pages = 0;
+  fclose(f);
+  return pages * 4;
+}
+
+static void churn(int n) {
+  long fds = 0, kb = 0;
+  for (int i = 0; i < n; i++) {
+    int map = map_create(), prog = load(map, 0, BPF_PROG_TYPE_KPROBE, 0, 0), ev = uprobe_event("/proc/self/exe", 64, 0, 0);
+    if (ev < 0) die("perf_event_open");
+    close(map), close(prog), close(ev);
+    if (i == n / 4) fds = descriptors(), kb = resident();
+  }
+  printf("GROWTH %ld %ld\n", descriptors() - fds, resident() - kb);
+}
+
+static void full(void) {
+  struct rlimit r = {64, 64};
+  setrlimit(RLIMIT_NOFILE, &r);
+  for (int round = 0; round < 3; round++) {
+    int fds[64], n = 0;
+    union bpf_attr a;
+    memset(&a, 0, sizeof a);
+    a.map_type = BPF_MAP_TYPE_ARRAY, a.key_size = 4, a.value_size = 8, a.max_entries = 4;
+    while (n < 64 && (fds[n] = bpf(BPF_MAP_CREATE, &a, sizeof a)) >= 0) n++;
+    printf("round %d errno %d enough %d\n", round, errno, n > 10);
+    while (n > 0) close(fds[--n]);
+  }
+}
+
 int main(int argc, char **argv) {
   struct rlimit r = {RLIM_INFINITY, RLIM_INFINITY}, files;
   setrlimit(RLIMIT_MEMLOCK, &r);
@@ -268,6 +340,10 @@ int main(int argc, char **argv) {
   if (argc > 5 && !strcmp(what, "cases")) cases(argv[2], strtoull(argv[3], 0, 0), strtoull(argv[4], 0, 0), argv[5]);
   else if (argc > 5 && !strcmp(what, "multi")) many(argc, argv, 1);
   else if (argc > 5 && !strcmp(what, "perf")) many(argc, argv, 0);
+  else if (argc > 5 && !strcmp(what, "override")) override(argv[2], strtoull(argv[3], 0, 0), atoi(argv[4]), atoi(argv[5]));
+  else if (argc > 3 && !strcmp(what, "pulse")) pulse(argv[2], strtoull(argv[3], 0, 0));
+  else if (argc > 2 && !strcmp(what, "churn")) churn(atoi(argv[2]));
+  else if (argc > 1 && !strcmp(what, "full")) full();
   else { fprintf(stderr, "usage\n"); return 2; }
   return 0;
 }

@@ -375,7 +375,8 @@ fn ids_of<E>(links: &[(&Session, &Link, E)]) -> Vec<(u64, u32)> {
 /// A link's program, as a probe runs it.
 fn entry_of(session: &Session, link: &Link, cookie: u64) -> Entry {
     let only_pid = if link.spec.pid > 0 { std::process::id() } else { 0 };
-    Entry::new(link.program.clone(), session.shared.clone(), cookie, link.enabled.clone(), only_pid)
+    let (program, shared, enabled) = (link.program.clone(), session.shared.clone(), link.enabled.clone());
+    Entry::new(program, shared, cookie, enabled, only_pid, link.spec.link)
 }
 
 /// Turns every link of a session off at once, before its probes are taken out one by one.

@@ -7,10 +7,11 @@ use crate::hook::{Engine, Mute};
 use bpftime_shm::session::{dir, sock};
 use rustix::event::{PollFd, PollFlags};
 use rustix::fd::OwnedFd;
-use rustix::fs::inotify;
+use rustix::fs::inotify::{self, ReadFlags};
 use rustix::thread::futex;
 use rustix::time::Timespec;
 use std::cell::UnsafeCell;
+use std::mem::MaybeUninit;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -154,12 +155,14 @@ struct Watch {
     watched: Vec<PathBuf>,
     /// Tells starting tools that this process is there.
     presence: Vec<OwnedFd>,
+    /// How many directories were watched before one went: it may come back.
+    before: usize,
 }
 
 impl Watch {
     fn new() -> Self {
         let fd = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK).ok();
-        Self { fd, watched: Vec::new(), presence: Vec::new() }
+        Self { fd, watched: Vec::new(), presence: Vec::new(), before: 0 }
     }
 
     /// A directory is created when it can be, so that there is something to watch; a session that a tool starts later
@@ -167,25 +170,41 @@ impl Watch {
     fn refresh(&mut self, dirs: &[PathBuf]) {
         let Some(fd) = &self.fd else { return };
         for path in dirs {
-            if self.watched.contains(path) || dir::ensure(path).is_err() {
+            // Whoever removed it did not ask for it to come back at once.
+            let usable = if self.before == 0 { dir::ensure } else { dir::check };
+            if self.watched.contains(path) || usable(path).is_err() {
                 continue;
             }
             self.presence.extend(sock::announce(path));
-            let flags = inotify::WatchFlags::CREATE | inotify::WatchFlags::MOVED_TO;
+            let flags = inotify::WatchFlags::CREATE
+                | inotify::WatchFlags::MOVED_TO
+                | inotify::WatchFlags::DELETE_SELF
+                | inotify::WatchFlags::MOVE_SELF;
             if inotify::add_watch(fd, path.as_path(), flags).is_ok() {
                 self.watched.push(path.clone());
             }
         }
     }
 
-    /// Without inotify (out of watches) the directories are looked at every second.
+    /// Without inotify (out of watches), or while one is missing, the directories are looked at every second.
     fn timeout(&self) -> Option<Timespec> {
-        let blind = self.fd.is_none() || self.watched.is_empty();
+        let blind = self.fd.is_none() || self.watched.is_empty() || self.watched.len() < self.before;
         blind.then_some(Timespec { tv_sec: 1, tv_nsec: 0 })
     }
 
-    fn drain(&self) {
-        self.fd.iter().for_each(drain);
+    /// Takes the events. When a directory went, all are looked at anew: another of the same name is another directory.
+    fn drain(&mut self) {
+        let Some(fd) = &self.fd else { return };
+        let mut space = [MaybeUninit::uninit(); 4096];
+        let mut events = inotify::Reader::new(fd, &mut space);
+        let gone = ReadFlags::DELETE_SELF | ReadFlags::MOVE_SELF | ReadFlags::IGNORED;
+        let mut lost = false;
+        while let Ok(event) = events.next() {
+            lost |= event.events().intersects(gone);
+        }
+        if lost {
+            *self = Self { before: self.watched.len().max(self.before), ..Self::new() };
+        }
     }
 }
 

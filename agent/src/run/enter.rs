@@ -1,12 +1,13 @@
 //! From a probe hit to its programs: the callbacks that the hook engine's thunks call.
 
 use super::image::{Func, Program};
-use super::{Bound, FUEL, Hit, Reads, Run, TailCalls, process};
+use super::{Bound, FUEL, Hit, Override, Reads, Run, TailCalls, process};
 use crate::arch::PtRegs;
 use crate::arch::guarded::Recover;
 use crate::hook::{Site, ThreadBlock};
 use bpftime_shm::session::page::{OwnerWord, Page};
 use bpftime_vm::RunHeader;
+use std::cell::Cell;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
@@ -25,6 +26,8 @@ pub struct Entry {
     enabled: Arc<AtomicBool>,
     /// Only in this process, or 0. A forked child carries the probe but is not traced.
     only_pid: u32,
+    /// The link's id in its session.
+    link: u32,
     /// Whose program it is. `bound` points to it, and to the program.
     pub session: Arc<Session>,
     _program: Arc<Program>,
@@ -38,14 +41,17 @@ impl Entry {
         cookie: u64,
         enabled: Arc<AtomicBool>,
         only_pid: u32,
+        link: u32,
     ) -> Self {
         let bound = Bound::new(&program, &session, cookie);
-        Self { bound, enabled, only_pid, session, _program: program }
+        Self { bound, enabled, only_pid, link, session, _program: program }
     }
 
     #[inline]
     fn runs_in(&self, pid: u32) -> bool {
-        self.enabled.load(Ordering::Relaxed) && (self.only_pid == 0 || self.only_pid == pid)
+        self.enabled.load(Ordering::Relaxed)
+            && (self.only_pid == 0 || self.only_pid == pid)
+            && !(process::is_orphan() && self.session.page.link_closed(self.link))
     }
 }
 
@@ -77,20 +83,20 @@ pub struct Programs {
 /// Program runs ended by a fault or by running out of fuel, for `bpftime ps`.
 pub static ABANDONED: AtomicU64 = AtomicU64::new(0);
 
-/// Entry callback of the hook engine. Always lets the function run.
+/// Entry callback of the hook engine. 1: the function does not run, its caller gets `regs.ax`.
 ///
 /// # Safety
 /// Called by a thunk with the site it was made for and the registers it saved.
 pub unsafe extern "C" fn on_entry(site: *const Site, regs: *mut PtRegs) -> u64 {
-    // SAFETY: the engine passes a live site and the registers its thunk saved.
-    let (site, regs) = unsafe { (&*site, &*regs) };
-    if let Some(programs) = published(site) {
-        if let Some(internal) = programs.internal {
-            internal();
-        }
-        hit(&programs.entry, &hit_of(site, regs, programs.at_entry));
+    // SAFETY: the engine passes a live site.
+    let site = unsafe { &*site };
+    let Some(programs) = published(site) else { return 0 };
+    if let Some(internal) = programs.internal {
+        internal();
     }
-    0
+    let this = hit_of(site, regs, programs.at_entry, Override::Allowed);
+    hit(&programs.entry, &this);
+    (this.replaced.get() == Override::Done).into()
 }
 
 /// Return callback of the hook engine.
@@ -99,15 +105,15 @@ pub unsafe extern "C" fn on_entry(site: *const Site, regs: *mut PtRegs) -> u64 {
 /// As [`on_entry`].
 pub unsafe extern "C" fn on_return(site: *const Site, regs: *mut PtRegs) {
     // SAFETY: as in `on_entry`.
-    let (site, regs) = unsafe { (&*site, &*regs) };
+    let site = unsafe { &*site };
     if let Some(programs) = published(site) {
-        hit(&programs.ret, &hit_of(site, regs, false));
+        hit(&programs.ret, &hit_of(site, regs, false, Override::Refused));
     }
 }
 
 #[inline]
-fn hit_of(site: &Site, regs: &PtRegs, at_entry: bool) -> Hit {
-    Hit { ctx: std::ptr::from_ref(regs) as u64, regs, func_ip: site.addr as u64, at_entry }
+fn hit_of(site: &Site, regs: *mut PtRegs, at_entry: bool, replaced: Override) -> Hit {
+    Hit { ctx: regs as u64, regs, func_ip: site.addr as u64, at_entry, replaced: Cell::new(replaced) }
 }
 
 /// The list the site runs, if any.
@@ -214,7 +220,7 @@ pub fn run_here(program: &Program, session: &Session, ctx: *mut u8, cookie: u64)
     let pid = process::pid();
     let tid = process::tid(block, pid);
     let who = Who { block, pid, tid, thread: tid };
-    let hit = Hit { ctx: ctx as u64, regs: std::ptr::null(), func_ip: 0, at_entry: false };
+    let hit = Hit::event(ctx as u64, std::ptr::null());
     match run(&Bound::new(program, session, cookie), &who, &hit)? {
         End::Returned(value) => Some(value),
         End::Abandoned => Some(0),

@@ -18,6 +18,7 @@ use bpftime_shm::session::page::{OwnerWord, Page};
 use bpftime_shm::{Map, RingBuf};
 use bpftime_vm::RunHeader;
 use bpftime_vm::contract::MAX_TAIL_CALLS;
+use std::cell::Cell;
 use std::mem::MaybeUninit;
 use std::sync::atomic::AtomicU32;
 
@@ -37,6 +38,27 @@ pub struct Hit {
     pub func_ip: u64,
     /// Whether `regs` are those at the first instruction of a function that has no frame yet.
     pub at_entry: bool,
+    /// Whether a program has given the result in the function's place.
+    pub replaced: Cell<Override>,
+}
+
+impl Hit {
+    /// An event that is no probe.
+    pub fn event(ctx: u64, regs: *const PtRegs) -> Self {
+        Self { ctx, regs, func_ip: 0, at_entry: false, replaced: Cell::new(Override::Refused) }
+    }
+}
+
+/// What bpf_override_return may do, or has done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Override {
+    /// No function is about to run.
+    Refused,
+    /// A function is about to run.
+    Allowed,
+    /// It will not.
+    Done,
 }
 
 /// A program, the session it belongs to and the link it runs for: what stays the same from run to run.
@@ -120,6 +142,17 @@ impl Run {
     pub fn regs(&self) -> Option<&PtRegs> {
         // SAFETY: null, or registers that live as long as the event.
         unsafe { self.hit().regs.as_ref() }
+    }
+    /// Gives the result in the probed function's place; false where none is about to run.
+    pub fn override_return(&mut self, value: u64) -> bool {
+        let hit = self.hit();
+        if hit.replaced.get() == Override::Refused {
+            return false;
+        }
+        hit.replaced.set(Override::Done);
+        // SAFETY: where replacing is not refused these are the thunk's own copy, which it takes the result from.
+        unsafe { (*hit.regs.cast_mut()).ax = value };
+        true
     }
     /// See [`Hit::at_entry`].
     pub fn at_entry(&self) -> bool {

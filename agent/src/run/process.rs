@@ -6,7 +6,7 @@
 use crate::arch::sys;
 use crate::hook::ThreadBlock;
 use rustix::mm::{self, Advice, MapFlags, ProtFlags};
-use std::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, Ordering};
 
 static PID_PAGE: AtomicPtr<AtomicU32> = AtomicPtr::new(std::ptr::null_mut());
 
@@ -22,15 +22,27 @@ pub fn init() -> Result<(), rustix::io::Errno> {
     let _ = unsafe { mm::madvise(page, 4096, Advice::LinuxWipeOnFork) };
     // Release: pairs with the Acquire in `pid`; the page is mapped.
     PID_PAGE.store(page.cast(), Ordering::Release);
+    refresh();
     Ok(())
 }
 
-/// Forgets the cached pid; the child side of fork.
+/// Caches the pid of a process that has, or is about to get, a control thread: at start, and on the child side of fork.
 pub fn refresh() {
     // SAFETY: null or the page of `init`, which is never unmapped.
     if let Some(word) = unsafe { PID_PAGE.load(Ordering::Acquire).as_ref() } {
-        word.store(0, Ordering::Relaxed);
+        ORPHAN.store(false, Ordering::Relaxed);
+        word.store(sys::getpid() as u32, Ordering::Relaxed);
     }
+}
+
+/// This process was forked by a bare system call: it has its parent's probes and no control thread of its own, so
+/// nobody tells it when a link goes.
+static ORPHAN: AtomicBool = AtomicBool::new(false);
+
+/// Whether links have to be looked up in the session's page before each run.
+#[inline]
+pub fn is_orphan() -> bool {
+    ORPHAN.load(Ordering::Relaxed)
 }
 
 /// This process's pid (the kernel's tgid).
@@ -47,8 +59,10 @@ pub fn pid() -> u32 {
     }
 }
 
+/// The page was wiped and no handler of fork has written to it.
 #[cold]
 fn first_pid(word: &AtomicU32) -> u32 {
+    ORPHAN.store(true, Ordering::Relaxed);
     let pid = sys::getpid() as u32;
     word.store(pid, Ordering::Relaxed);
     pid

@@ -129,7 +129,7 @@ fn sample(block: &ThreadBlock, period: u64, times: i32, uc: &libc::ucontext_t) {
     let here = |s: &&Sampler| s.cpu.is_none_or(|c| c == cpu);
     for sampler in group.samplers.iter().filter(here) {
         for _ in 0..times {
-            let hit = Hit { ctx: &raw const data as u64, regs: &data.regs, func_ip: 0, at_entry: false };
+            let hit = Hit::event(&raw const data as u64, &data.regs);
             run_event(&sampler.entry, &who, &hit);
         }
     }

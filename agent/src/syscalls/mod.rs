@@ -149,7 +149,7 @@ fn run(
             CallContext::Arguments => args.as_ptr(),
             CallContext::Function => std::ptr::from_ref(&function).cast(),
         };
-        run_event(&listener.entry, &who, &Hit { ctx: ctx as u64, regs, func_ip: 0, at_entry: false });
+        run_event(&listener.entry, &who, &Hit::event(ctx as u64, regs));
     }
 }
 

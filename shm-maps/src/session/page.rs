@@ -5,6 +5,7 @@
 //! 64    Wake     futex word the tool's waker sleeps on; counters
 //! 128   Slot[n]  one cache line each: who runs a program on CPU slot i
 //! ...   u32[256] pids whose execve the session was told of: what runs after it reads that the beginning was seen
+//! ...   bits     links that are gone, by id: for processes that nobody can tell
 //! ```
 //! A run of a program owns one CPU slot from entry to exit. The slot number stands for the CPU everywhere (per-CPU
 //! values, perf rings), so two threads that the kernel runs on one CPU never write one per-CPU value, and a perf ring
@@ -24,7 +25,9 @@ const SLOTS_MAX: u32 = 8192;
 struct Header {
     magic: AtomicU64,
     slots: AtomicU32,
-    pad: [u32; 13],
+    /// Thread id of the tool's broker; the kernel sets `FUTEX_OWNER_DIED` when it ends, however that is.
+    broker: AtomicU32,
+    pad: [u32; 12],
 }
 
 #[repr(C, align(64))]
@@ -83,8 +86,18 @@ fn execs_at(slots: u32) -> usize {
     128 + slots as usize * size_of::<Slot>()
 }
 
-fn page_len(slots: u32) -> usize {
+/// Links whose end can be noted. The memory is sparse: a page of it stands for 32768 ids.
+const LINKS: usize = 1 << 22;
+
+/// `FUTEX_OWNER_DIED` (`linux/futex.h`).
+const OWNER_DIED: u32 = 0x4000_0000;
+
+fn links_at(slots: u32) -> usize {
     (execs_at(slots) + EXECS * size_of::<AtomicU32>()).next_multiple_of(4096)
+}
+
+fn page_len(slots: u32) -> usize {
+    links_at(slots) + LINKS / 8
 }
 
 impl Page {
@@ -151,6 +164,43 @@ impl Page {
         let i = pid as usize % EXECS;
         // SAFETY: `page_len` has room for EXECS words behind the slots, which end aligned.
         unsafe { &*self.base.add(execs_at(self.slots)).cast::<AtomicU32>().add(i) }
+    }
+
+    /// The word of a link and its bit there; `None` for an id beyond what can be noted.
+    fn link_bit(&self, link: u32) -> Option<(&AtomicU64, u64)> {
+        let at = (link as usize) < LINKS;
+        // SAFETY: `page_len` has room for LINKS bits behind `links_at`, which is page aligned.
+        at.then(|| unsafe {
+            let words = self.base.add(links_at(self.slots)).cast::<AtomicU64>();
+            (&*words.add(link as usize / 64), 1 << (link % 64))
+        })
+    }
+
+    /// The link is gone, or switched off. Whoever reads it runs its program no more.
+    pub fn close_link(&self, link: u32) {
+        if let Some((word, bit)) = self.link_bit(link) {
+            word.fetch_or(bit, Ordering::Relaxed);
+        }
+    }
+
+    /// The link is there, again.
+    pub fn open_link(&self, link: u32) {
+        if let Some((word, bit)) = self.link_bit(link)
+            && word.load(Ordering::Relaxed) & bit != 0
+        {
+            word.fetch_and(!bit, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether the link is gone, or the whole tool. For processes without a control thread, which are told nothing.
+    pub fn link_closed(&self, link: u32) -> bool {
+        let ended = self.header().broker.load(Ordering::Relaxed) & OWNER_DIED != 0;
+        ended || self.link_bit(link).is_some_and(|(word, bit)| word.load(Ordering::Relaxed) & bit != 0)
+    }
+
+    /// The word in which the broker's thread id goes when the kernel is to note that thread's end (robust futexes).
+    pub fn broker_word(&self) -> &AtomicU32 {
+        &self.header().broker
     }
 
     /// Process `pid` is calling execve, and programs of this session were told.
@@ -327,6 +377,18 @@ mod tests {
         assert!(!page.try_slot(0, me(3, 1)));
         page.recover(1);
         assert!(page.try_slot(0, me(3, 1)));
+    }
+
+    #[test]
+    fn a_link_is_closed_for_every_mapping_until_it_is_opened() {
+        let (fd, page) = Page::create(1).unwrap();
+        let other = Page::open(&fd).unwrap();
+        page.close_link(70_000);
+        assert!(other.link_closed(70_000) && !other.link_closed(70_001) && !other.link_closed(u32::MAX));
+        page.open_link(70_000);
+        assert!(!other.link_closed(70_000));
+        page.broker_word().store(OWNER_DIED, Ordering::Relaxed);
+        assert!(other.link_closed(70_001));
     }
 
     #[test]

@@ -7,7 +7,7 @@ use bpftime_abi::task::Row;
 use rustix::io::Errno;
 
 /// Version of this protocol; the two ends must agree.
-pub const VERSION: u32 = 3;
+pub const VERSION: u32 = 4;
 
 /// Where in a file a link's probes stand.
 #[derive(Clone, Debug, PartialEq, Eq)]

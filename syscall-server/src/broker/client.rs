@@ -4,7 +4,7 @@ use super::serve::Broker;
 use crate::object::{MapObject, Member, PerfObject, ProgObject};
 use bpftime_agent::run::enter::Session as RunSession;
 use bpftime_shm::session::page::Page;
-use bpftime_shm::session::wire::{LinkSpec, Message};
+use bpftime_shm::session::wire::{LinkKind, LinkSpec, Message};
 use bpftime_shm::session::{dir, sock};
 use rustix::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use rustix::io::Errno;
@@ -217,6 +217,9 @@ impl Drop for Client {
 pub fn attach(spec: LinkSpec, prog: &ProgObject, watch: Option<OwnedFd>) -> Result<(), Errno> {
     start_own_agent()?;
     crate::inject::ensure(spec.pid)?;
+    if spec.pid <= 0 && spec.kind == LinkKind::Uprobe && crate::inject::everyone::wanted() {
+        crate::inject::everyone::reach((spec.dev, spec.ino));
+    }
     let mut guard = client()?;
     let client = guard.as_mut().ok_or(Errno::AGAIN)?;
     let mut known = ANNOUNCED.lock().unwrap_or_else(PoisonError::into_inner);

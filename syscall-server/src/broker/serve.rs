@@ -92,6 +92,7 @@ impl Broker {
 
     /// Serves until the tool is gone.
     pub fn serve(mut self) {
+        super::robust::mark(self.page.broker_word());
         loop {
             let ready = self.wait();
             self.reap_links(&ready);
@@ -280,6 +281,11 @@ impl Broker {
 
     /// Sends a change to the agents it concerns.
     fn relay(&mut self, msg: &Message) {
+        match msg {
+            Message::Link(spec) => self.page.open_link(spec.link),
+            Message::Unlink { link } => self.page.close_link(*link),
+            _ => {}
+        }
         let bytes = msg.encode();
         let fd = self.known.fd_for(msg);
         let mut lost = Vec::new();

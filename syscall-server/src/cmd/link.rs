@@ -89,6 +89,10 @@ fn uprobe_multi(a: &LinkCreateUprobeMulti) -> Result<i64, Errno> {
     if a.multi_flags & MULTI_RETURN != 0 && perf::golang::is_go(&path) {
         return Err(Errno::OPNOTSUPP);
     }
+    let starts = |p: &Point| a.multi_flags == 0 && perf::function::starts_at(&path, p.offset);
+    if prog.overrides && !points.iter().all(starts) {
+        return Err(Errno::INVAL);
+    }
     let (tool, ours) = fds::event_pair()?;
     let spec = LinkSpec {
         kind: LinkKind::Uprobe,

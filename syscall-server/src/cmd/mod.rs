@@ -81,9 +81,20 @@ pub fn bpf(nr: u32, addr: u64, size: u32) -> Result<i64, Errno> {
     let attr = copy_attr(addr, size)?;
     let row = COMMANDS.iter().find(|(n, _)| *n == nr).ok_or(Errno::INVAL)?;
     check_tail(nr, &attr)?;
-    let r = row.1(&attr);
+    let r = again_if_full(|| row.1(&attr));
     tracing::debug!(cmd = name(nr), size, result = ?r, "bpf");
     r
+}
+
+/// Tries once more when the descriptor table was full: what the tool has closed may still have descriptors of ours.
+pub fn again_if_full(call: impl Fn() -> Result<i64, Errno>) -> Result<i64, Errno> {
+    match call() {
+        Err(Errno::MFILE) => {
+            crate::object::reclaim();
+            call()
+        }
+        r => r,
+    }
 }
 
 fn name(nr: u32) -> &'static str {

@@ -112,6 +112,7 @@ fn finish(a: &ProgLoad, insns: &[Insn], built: Built) -> Result<i64, Errno> {
         btf,
         ctx_bytes,
         asks_for_task: insns.iter().any(asks_for_task),
+        overrides: insns.iter().any(|i| calls(i, helper::id::override_return)),
         attach_type: a.expected_attach_type,
         linked: OnceLock::new(),
     };
@@ -121,11 +122,14 @@ fn finish(a: &ProgLoad, insns: &[Insn], built: Built) -> Result<i64, Errno> {
 
 /// Whether the instruction calls a helper that returns the task.
 fn asks_for_task(insn: &Insn) -> bool {
+    const GET_CURRENT_TASK_BTF: u32 = 158;
+    calls(insn, helper::id::get_current_task) || calls(insn, GET_CURRENT_TASK_BTF)
+}
+
+/// Whether the instruction calls this helper.
+fn calls(insn: &Insn, helper: u32) -> bool {
     const CALL: u8 = 0x85;
-    const GET_CURRENT_TASK_BTF: i32 = 158;
-    insn.code == CALL
-        && insn.src() == 0
-        && [helper::id::get_current_task as i32, GET_CURRENT_TASK_BTF].contains(&insn.imm)
+    insn.code == CALL && insn.src() == 0 && insn.imm == helper as i32
 }
 
 /// The maps a program names, in the order it names them.

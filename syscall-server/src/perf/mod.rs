@@ -2,6 +2,7 @@
 
 mod clock;
 pub mod context;
+pub mod function;
 pub mod golang;
 pub mod kprobe;
 pub mod mmap;
@@ -66,6 +67,9 @@ pub fn set_program(
     if let PerfKind::Syscall(call) = &event.kind {
         context::fits(call, prog)?;
     }
+    if prog.overrides && !overridable(&event.kind) {
+        return Err(Errno::INVAL);
+    }
     let mut state = event.state.lock().unwrap_or_else(PoisonError::into_inner);
     if state.prog.is_some() {
         return Err(Errno::EXIST);
@@ -77,6 +81,11 @@ pub fn set_program(
         *event.liveness.lock().unwrap_or_else(PoisonError::into_inner) = watch;
     }
     apply(event)
+}
+
+/// Whether a program may give the result in place of what it is attached to: a function, by its first instruction.
+fn overridable(kind: &PerfKind) -> bool {
+    matches!(kind, PerfKind::Uprobe { path, offset, ret: false, .. } if function::starts_at(path, *offset))
 }
 
 fn set_enabled(event: &Arc<PerfObject>, on: bool) -> Result<(), Errno> {

@@ -13,7 +13,7 @@ use zerocopy::IntoBytes;
 /// The system call.
 pub fn open(attr: u64, pid: i32, cpu: i32, group: i32, flags: u64) -> Result<i64, Errno> {
     tool::become_tool();
-    let r = open_checked(attr, pid, cpu, group, flags);
+    let r = crate::cmd::again_if_full(|| open_checked(attr, pid, cpu, group, flags));
     tracing::debug!(pid, cpu, group, flags, result = ?r, "perf_event_open");
     r
 }

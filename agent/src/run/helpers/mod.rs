@@ -1,5 +1,6 @@
 //! The helpers: `abi::helper` names them, one function each here. A row without a function does not compile.
 
+pub mod control;
 pub mod map;
 pub mod probe;
 pub mod ring;
@@ -21,6 +22,7 @@ pub const EINVAL: u64 = errno(Errno::INVAL);
 /// `-EFAULT`.
 pub const EFAULT: u64 = errno(Errno::FAULT);
 
+use control::override_return;
 use map::{
     map_delete_elem, map_lookup_elem, map_lookup_percpu_elem, map_peek_elem, map_pop_elem, map_push_elem,
     map_update_elem, tail_call,
