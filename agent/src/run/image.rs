@@ -53,6 +53,9 @@ impl Resolve for Constants<'_> {
     fn map_value(&self, i: MapIdx) -> Option<u64> {
         self.0.get(i.0 as usize)?.map.value_base().map(|p| p as u64)
     }
+    fn map_elements(&self, i: MapIdx) -> Option<u64> {
+        self.0.get(i.0 as usize)?.map.elements().map(|(base, _)| base as u64)
+    }
     fn helper(&self, id: u32) -> Option<u64> {
         helpers::address(id).map(|f| f as usize as u64)
     }

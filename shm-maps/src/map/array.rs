@@ -146,6 +146,16 @@ pub struct PercpuArray {
 }
 
 impl PercpuArray {
+    /// Address of element 0 of CPU 0.
+    pub fn base(&self) -> *mut u8 {
+        self.first.base
+    }
+
+    /// Bytes from the elements of one CPU to those of the next.
+    pub fn cpu_stride(&self) -> usize {
+        self.cpu_stride
+    }
+
     #[inline]
     fn of_cpu(&self, cpu: u32) -> Option<Elements> {
         let base = self.first.base.wrapping_add(cpu as usize * self.cpu_stride);

@@ -325,6 +325,16 @@ impl Map {
         }
     }
 
+    /// Where the elements of an ARRAY or PERCPU_ARRAY are in memory: the address of element 0 (of CPU 0), and the
+    /// bytes from the elements of one CPU to those of the next, if each has its own.
+    pub fn elements(&self) -> Option<(*mut u8, Option<usize>)> {
+        match &self.kind {
+            Kind::ARRAY(array) => Some((array.base(), None)),
+            Kind::PERCPU_ARRAY(array) => Some((array.base(), Some(array.cpu_stride()))),
+            _ => None,
+        }
+    }
+
     /// Bytes from one element of an ARRAY (or of one CPU's PERCPU_ARRAY) to the next.
     pub fn value_stride(&self) -> usize {
         crate::round8(self.def.value_size as usize)

@@ -13,8 +13,9 @@ use bpftime_agent::run::enter::Session;
 use bpftime_agent::run::image::Program as Linked;
 use bpftime_shm::session::sealed;
 use bpftime_shm::session::wire::ProgSpec;
+use bpftime_vm::jit::{MapLayout, Options};
 use bpftime_vm::verify::{self, Verified};
-use bpftime_vm::{Insn, LoadEnv, MapIdx};
+use bpftime_vm::{CpuFeatures, Insn, LoadEnv, MapIdx};
 use rustix::io::Errno;
 use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 use zerocopy::FromBytes;
@@ -34,7 +35,7 @@ pub fn load(attr: &Attr) -> Result<i64, Errno> {
     let mut log = verify::Log::new(buffer.level);
     let mut maps = UsedMaps { fd_array: a.fd_array, list: Vec::new(), failed: None };
     let built = super::verify::accept(&insns, &mut maps, &a, gpl, &mut log)
-        .and_then(|p| Ok((compile(&p, &mut log)?, p.ctx_bytes())));
+        .and_then(|p| Ok((compile(&p, &maps.layouts(), &mut log)?, p.ctx_bytes())));
     let stored = buffer.store(log.text());
     // The verdict comes before the state of the log buffer, as in the kernel.
     let (image, ctx_bytes) = built?;
@@ -70,8 +71,10 @@ fn read_insns(a: &ProgLoad) -> Result<Vec<Insn>, Errno> {
     Ok(bytes.chunks_exact(size_of::<Insn>()).filter_map(|c| Insn::read_from_bytes(c).ok()).collect())
 }
 
-fn compile(program: &Verified, log: &mut verify::Log) -> Result<Vec<u8>, Errno> {
-    match bpftime_vm::jit::compile(program, &bpftime_vm::jit::Options::default()) {
+fn compile(program: &Verified, maps: &[Option<MapLayout>], log: &mut verify::Log) -> Result<Vec<u8>, Errno> {
+    // The image is for this machine. No AVX: a thunk would have to save more for it than it gains.
+    let options = Options { cpu: CpuFeatures::detect().without_avx(), kernel_helpers: true, maps };
+    match bpftime_vm::jit::compile(program, &options) {
         Ok(image) => Ok(image.to_bytes()),
         Err(e) => {
             tracing::error!(reason = %e, "program does not compile");
@@ -141,6 +144,19 @@ struct UsedMaps {
 }
 
 impl UsedMaps {
+    /// Arrays, whose lookups the compiler inlines.
+    fn layouts(&self) -> Vec<Option<MapLayout>> {
+        let layout = |m: &Arc<MapObject>| {
+            let (_, cpu_stride) = m.handle.map.elements()?;
+            Some(MapLayout {
+                entries: m.def().max_entries,
+                stride: u32::try_from(m.handle.map.value_stride()).ok()?,
+                cpu_stride: cpu_stride.map(|bytes| bytes as u64),
+            })
+        };
+        self.list.iter().map(layout).collect()
+    }
+
     fn add(&mut self, found: Result<Arc<MapObject>, Errno>) -> Option<MapIdx> {
         match found {
             Err(errno) => {

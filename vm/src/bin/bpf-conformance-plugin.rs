@@ -118,7 +118,7 @@ fn interpret(program: &Program, args: [u64; 5]) -> Result<u64, Box<dyn Error>> {
 fn execute(program: &Program, [r1, r2, r3, r4, r5]: [u64; 5]) -> Result<u64, Box<dyn Error>> {
     // SAFETY: the suite's programs are trusted to stay inside of their memory.
     let verified = unsafe { Verified::unchecked(program.clone()) };
-    let image = compile(&verified, &Options { cpu: CpuFeatures::BASELINE })?;
+    let image = compile(&verified, &Options { cpu: CpuFeatures::BASELINE, ..Options::default() })?;
     let code = Code::link(image.borrow(), &Suite)?;
     let mut run = RunHeader::with_fuel(FUEL);
     // SAFETY: `code` lives over the call; the suite's programs are trusted to stay inside of their memory.

@@ -67,7 +67,7 @@ fn load(bytecode: &[u8]) -> Result<Code, Failure> {
         .map_err(|refusal| format!("insn {}: {refusal}", refusal.insn))?;
     // SAFETY: the user vouches for the program: it stays inside of the memory whose bounds it is given.
     let program = unsafe { Verified::unchecked(program) };
-    let image = compile(&program, &Options { cpu: CpuFeatures::detect() })?;
+    let image = compile(&program, &Options { cpu: CpuFeatures::detect(), ..Options::default() })?;
     Ok(Code::link(image.borrow(), &World)?)
 }
 

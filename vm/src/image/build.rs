@@ -119,6 +119,7 @@ fn encode_reloc(reloc: &Reloc) -> RawReloc {
         Symbol::MapValue(map) => (1, map.0),
         Symbol::Helper(id) => (2, id),
         Symbol::Code => (3, 0),
+        Symbol::MapElements(map) => (4, map.0),
     };
     let (offset, index, addend) = (reloc.offset.into(), index.into(), reloc.addend.into());
     RawReloc { offset, index, addend, kind, zero: [0; 7] }

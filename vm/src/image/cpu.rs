@@ -68,6 +68,12 @@ impl CpuFeatures {
         CpuFeatures(self.0 | other.0)
     }
 
+    /// Those whose code leaves the upper halves of wide vector registers alone: AVX code clears them, so that
+    /// whoever calls it would have to save them.
+    pub const fn without_avx(self) -> CpuFeatures {
+        CpuFeatures(self.0 & !(CpuFeatures::AVX.0 | CpuFeatures::AVX2.0))
+    }
+
     /// Those of `self` that `available` lacks.
     pub const fn missing_from(self, available: CpuFeatures) -> CpuFeatures {
         CpuFeatures(self.0 & !available.0)

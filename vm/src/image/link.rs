@@ -10,6 +10,11 @@ pub trait Resolve {
     fn map(&self, map: MapIdx) -> Option<u64>;
     /// The address of a map's directly accessible value.
     fn map_value(&self, map: MapIdx) -> Option<u64>;
+    /// The address of element 0 of an array map, of CPU 0 if it has elements for each. Only for images that
+    /// were compiled with its layout.
+    fn map_elements(&self, _map: MapIdx) -> Option<u64> {
+        None
+    }
     /// The address of a helper.
     fn helper(&self, id: u32) -> Option<u64>;
     /// What the CPU can do.
@@ -30,6 +35,8 @@ pub enum LinkError {
     Map(u32),
     #[error("map {0} of the program has no directly accessible value here")]
     MapValue(u32),
+    #[error("map {0} of the program has no elements at known places here")]
+    MapElements(u32),
     #[error("helper {0} does not exist here")]
     Helper(u32),
 }
@@ -57,6 +64,7 @@ fn resolved(symbol: Symbol, load_addr: u64, resolve: &dyn Resolve) -> Result<u64
     match symbol {
         Symbol::Map(map) => resolve.map(map).ok_or(LinkError::Map(map.0)),
         Symbol::MapValue(map) => resolve.map_value(map).ok_or(LinkError::MapValue(map.0)),
+        Symbol::MapElements(map) => resolve.map_elements(map).ok_or(LinkError::MapElements(map.0)),
         Symbol::Helper(id) => resolve.helper(id).ok_or(LinkError::Helper(id)),
         Symbol::Code => Ok(load_addr),
     }

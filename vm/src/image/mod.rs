@@ -86,6 +86,8 @@ pub enum Symbol {
     Map(MapIdx),
     /// The address of a map's value.
     MapValue(MapIdx),
+    /// The address of element 0 of an array map (of CPU 0, if it has elements for each).
+    MapElements(MapIdx),
     /// The address of a helper.
     Helper(u32),
     /// The address at which the image itself is loaded.
@@ -284,6 +286,7 @@ fn decode_reloc(raw: &RawReloc) -> Option<Reloc> {
         1 => Symbol::MapValue(MapIdx(index)),
         2 => Symbol::Helper(index),
         3 if index == 0 => Symbol::Code,
+        4 => Symbol::MapElements(MapIdx(index)),
         _ => return None,
     };
     let reloc = Reloc { offset: raw.offset.get(), symbol, addend: raw.addend.get() };

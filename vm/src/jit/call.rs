@@ -1,9 +1,13 @@
 //! Calls and the constants that the linker fills in.
 
 use super::Space;
+use super::frame::Frame;
+use super::fuel::run_flags;
 use super::translate::Translator;
-use crate::contract::TAIL_CALL_FAILED;
-use crate::isa::{Const, Reg, TAIL_CALL};
+use crate::contract::{CPU_OFFSET, TAIL_CALL_FAILED};
+use crate::isa::{Const, MapIdx, Reg, Size, TAIL_CALL};
+use crate::opt::intrinsic::{self, Intrinsic, MapLayout};
+use cranelift_codegen::ir::condcodes::IntCC;
 use cranelift_codegen::ir::types::I64;
 use cranelift_codegen::ir::{
     AbiParam, ExtFuncData, ExternalName, FuncRef, GlobalValueData, InstBuilder, SigRef, Signature,
@@ -83,7 +87,13 @@ impl Translator<'_, '_> {
         self.b.inst_results(call)[0]
     }
 
-    pub(super) fn call_helper(&mut self, id: u32) {
+    pub(super) fn call_helper(&mut self, at: usize, id: u32) {
+        let values = self.frame.values.clone();
+        let intrinsic = values.at(at).and_then(|regs| intrinsic::at(self.program, self.known.env, at, regs));
+        if let Some(intrinsic) = intrinsic {
+            let result = self.intrinsic(at, intrinsic);
+            return self.called(result);
+        }
         // Only helpers that call back into the program burn its fuel, or can see it aborted.
         let burns = self.program.has_callbacks();
         if burns || id == TAIL_CALL {
@@ -97,6 +107,33 @@ impl Translator<'_, '_> {
             TAIL_CALL => self.tail_call(result),
             _ => self.called(result),
         }
+    }
+
+    fn intrinsic(&mut self, at: usize, intrinsic: Intrinsic) -> Value {
+        let (flags, run) = (run_flags(), self.run);
+        match intrinsic {
+            Intrinsic::Field(offset, 4) => self.b.ins().uload32(flags, run, offset),
+            Intrinsic::Field(offset, _) => self.b.ins().load(I64, flags, run, offset),
+            Intrinsic::Lookup(map, layout) => self.lookup(at, map, layout),
+        }
+    }
+
+    /// The address of an element of an array, or 0.
+    fn lookup(&mut self, at: usize, map: MapIdx, layout: MapLayout) -> Value {
+        let Some(key) = Reg::new(2) else { return self.run };
+        let index = self.loaded(at, Size::W, false, key, 0);
+        let mut base = self.symbol(Space::MapElements, map.0, 0);
+        if let Some(stride) = layout.cpu_stride {
+            let (flags, run) = (run_flags(), self.run);
+            let cpu = self.b.ins().uload32(flags, run, CPU_OFFSET);
+            let first = self.b.ins().imul_imm_s(cpu, stride as i64);
+            base = self.b.ins().iadd(base, first);
+        }
+        let offset = self.b.ins().imul_imm_s(index, i64::from(layout.stride));
+        let element = self.b.ins().iadd(base, offset);
+        let exists = self.b.ins().icmp_imm_u(IntCC::UnsignedLessThan, index, i64::from(layout.entries));
+        let none = self.b.ins().iconst(I64, 0);
+        self.b.ins().select(exists, element, none)
     }
 
     /// A call clobbers r1-r5. Zero rather than the old values, which would have to be kept over the call
@@ -126,8 +163,29 @@ impl Translator<'_, '_> {
         self.called(failed);
     }
 
+    /// Translates a function in place of a call of it.
+    fn inline(&mut self, index: usize) -> Value {
+        let args = self.args();
+        let done = self.b.create_block();
+        let result = self.b.append_block_param(done, I64);
+        let mut frame = Frame::new(self.known, index, &mut self.b);
+        frame.done = Some(done);
+        let caller = std::mem::replace(&mut self.frame, frame);
+        let tabled = std::mem::take(&mut self.tabled);
+        self.enter(index, &args[..5]);
+        self.body();
+        (self.frame, self.tabled) = (caller, tabled);
+        self.b.switch_to_block(done);
+        self.closed = false;
+        result
+    }
+
     pub(super) fn call_func(&mut self, func: u32) {
         self.burn();
+        if self.known.inlined[func as usize] {
+            let result = self.inline(func as usize);
+            return self.called(result);
+        }
         self.store_fuel();
         let result = self.call(Space::Func, func);
         self.bail_if_stopped();

@@ -38,8 +38,8 @@ pub(super) struct Layout<'a> {
 }
 
 impl Layout<'_> {
-    pub(super) fn new<'a>(program: &'a Program, options: &Options) -> Layout<'a> {
-        let needs = needs::of(program);
+    pub(super) fn new<'a>(program: &'a Program, options: &Options<'_>) -> Layout<'a> {
+        let needs = needs::of(program, options.environment());
         let parts = Parts { cpu: options.cpu, hash: program.hash(), needs, ..Parts::default() };
         Layout { program, parts, starts: vec![None; program.funcs().len()], internal: vec![] }
     }
@@ -85,6 +85,7 @@ impl Layout<'_> {
             Space::Helper => Symbol::Helper(index),
             Space::Map => Symbol::Map(MapIdx(index)),
             Space::MapValue => Symbol::MapValue(MapIdx(index)),
+            Space::MapElements => Symbol::MapElements(MapIdx(index)),
         };
         if reloc.kind != Kind::Abs8 {
             return Err(unsupported());

@@ -9,11 +9,19 @@
 
 mod arith;
 mod call;
+mod control;
+mod frame;
+mod fuel;
+mod kernel;
 mod layout;
+mod loops;
 mod memory;
+mod table;
 mod translate;
 
 use crate::image::{CpuFeatures, Image, ImageError};
+use crate::opt::intrinsic::Environment;
+pub use crate::opt::intrinsic::MapLayout;
 use crate::program::Func;
 use crate::verify::Verified;
 use cranelift_codegen::control::ControlPlane;
@@ -22,14 +30,26 @@ use cranelift_codegen::isa::{OwnedTargetIsa, TargetIsa};
 use cranelift_codegen::settings::{self, Configurable};
 use cranelift_codegen::{Context, binemit::Reloc};
 use cranelift_frontend::FunctionBuilderContext;
+use frame::Known;
 use layout::Layout;
 use thiserror::Error;
 
 /// Choices of [`compile`].
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Options {
+pub struct Options<'a> {
     /// CPU features the code may use beyond the baseline. The linker refuses the image where they lack.
     pub cpu: CpuFeatures,
+    /// Helper ids mean what they mean in the kernel, so that the cheap ones may be inlined: what they return is
+    /// in the [`RunHeader`](crate::RunHeader).
+    pub kernel_helpers: bool,
+    /// Array maps whose lookups may be inlined, by index; see [`Resolve::map_elements`](crate::Resolve).
+    pub maps: &'a [Option<MapLayout>],
+}
+
+impl Options<'_> {
+    fn environment(&self) -> Environment<'_> {
+        Environment { kernel_helpers: self.kernel_helpers, maps: self.maps }
+    }
 }
 
 /// Why a decoded program has no image. None of these is the program's fault.
@@ -73,6 +93,8 @@ enum Space {
     Map = 2,
     /// Addresses of map values, by index.
     MapValue = 3,
+    /// Addresses of the elements of array maps, by index.
+    MapElements = 4,
 }
 
 impl Space {
@@ -81,23 +103,24 @@ impl Space {
     }
 
     fn of(name: &UserExternalName) -> Option<Space> {
-        [Space::Func, Space::Helper, Space::Map, Space::MapValue]
+        [Space::Func, Space::Helper, Space::Map, Space::MapValue, Space::MapElements]
             .into_iter()
             .find(|space| *space as u32 == name.namespace)
     }
 }
 
 /// Compiles every reachable function of a program. Only what was verified is compiled.
-pub fn compile(program: &Verified, options: &Options) -> Result<Image, CompileError> {
+pub fn compile(program: &Verified, options: &Options<'_>) -> Result<Image, CompileError> {
     let isa = target(options)?;
     let mut layout = Layout::new(program, options);
     let mut context = Context::new();
     let mut builder = FunctionBuilderContext::new();
+    let known = Known::of(program, options.environment());
     for (index, func) in program.funcs().iter().enumerate() {
-        if program.is_reachable(func.start) {
+        if program.is_reachable(func.start) && !known.inlined[index] {
             context.clear();
             context.func = empty_function(&*isa, index as u32);
-            translate::function(program, *func, &*isa, &mut context.func, &mut builder);
+            translate::function(&known, index, &*isa, &mut context.func, &mut builder);
             emit(&mut context, &*isa, func, &mut layout, index)?;
         }
     }
@@ -149,7 +172,7 @@ const SETTINGS: &[(&str, &str)] = &[
     ("enable_verifier", if cfg!(debug_assertions) { "true" } else { "false" }),
 ];
 
-fn target(options: &Options) -> Result<OwnedTargetIsa, CompileError> {
+fn target(options: &Options<'_>) -> Result<OwnedTargetIsa, CompileError> {
     let setup = |e: &dyn std::fmt::Display| CompileError::Setup(e.to_string());
     let mut shared = settings::builder();
     for (name, value) in SETTINGS {

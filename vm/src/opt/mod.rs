@@ -9,5 +9,12 @@
 //! on whatever path.
 #![forbid(unsafe_code)]
 
+pub(crate) mod cells;
+pub(crate) mod hammock;
+pub(crate) mod inline;
+pub(crate) mod intrinsic;
+pub(crate) mod loops;
 pub(crate) mod needs;
+pub(crate) mod summary;
+pub(crate) mod tree;
 pub(crate) mod values;

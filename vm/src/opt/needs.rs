@@ -1,20 +1,24 @@
 //! Which words of its context a program reads.
 
+use super::intrinsic::{self, Environment};
 use super::values::{Regs, Value, Values, operand};
 use crate::image::Needs;
 use crate::isa::{Callee, Op, Operand, Reg, Size};
 use crate::program::Program;
 
 /// `vector` is the compiler's to say.
-pub(crate) fn of(program: &Program) -> Needs {
+pub(crate) fn of(program: &Program, env: Environment<'_>) -> Needs {
     let mut needs = Needs::default();
     for (index, func) in program.funcs().iter().enumerate().filter(|(_, f)| program.is_reachable(f.start)) {
         let values = Values::of(program, *func);
         for at in func.start..func.end {
-            let op = &program.ops()[at];
+            let (op, regs) = (&program.ops()[at], values.at(at));
+            if regs.is_some_and(|regs| intrinsic::at(program, env, at, regs).is_some()) {
+                continue;
+            }
             needs.calls |= program.is_reachable(at) && matches!(op, Op::Call(Callee::Helper(_)));
             // r1 of the other functions is whatever they are given, and giving them the context is an escape.
-            if let (0, Some(regs)) = (index, values.at(at)) {
+            if let (0, Some(regs)) = (index, regs) {
                 uses(op, regs, &mut needs);
             }
         }

@@ -82,7 +82,9 @@ fn an_image_for_a_better_cpu_does_not_link() {
     }
     let program = super::engines::load("mov r0, 1; exit").unwrap();
     let cpu = CpuFeatures::BMI2.and(CpuFeatures::SSE41);
-    let image = compile(&super::engines::trusted(program), &bpftime_vm::Options { cpu }).unwrap();
+    let image =
+        compile(&super::engines::trusted(program), &bpftime_vm::Options { cpu, ..Default::default() })
+            .unwrap();
     let mut room = vec![0; image.code_len()];
     assert_eq!(image.link(&mut room, 0, &OldCpu), Err(LinkError::Cpu(CpuFeatures::BMI2.bits())));
 }

@@ -1,0 +1,265 @@
+//! What one iteration of a straight-line loop does, as expressions over the registers at its start: which registers
+//! count, which collect a sum, what is loaded and stored where. The basis of doing many iterations together.
+
+use super::loops::Counted;
+use crate::isa::{AluOp, Const, Op, Operand, Reg, Size, Width};
+use crate::program::Program;
+
+/// Index of a node.
+pub(crate) type Id = usize;
+
+/// An expression.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Node {
+    /// A register at the start of the iteration.
+    Init(Reg),
+    Num(u64),
+    /// Zero-extended.
+    Load {
+        size: Size,
+        addr: Id,
+    },
+    Bin {
+        op: AluOp,
+        width: Width,
+        a: Id,
+        b: Id,
+    },
+}
+
+/// A register that collects: `reg = reg op value`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Sum {
+    pub reg: Reg,
+    /// Add, Xor, Or or And.
+    pub op: AluOp,
+    pub width: Width,
+    pub value: Id,
+}
+
+/// A register that moves by a constant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Counter {
+    pub reg: Reg,
+    pub width: Width,
+    pub by: i64,
+}
+
+/// What a register does over the iterations.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Role {
+    Fixed,
+    Counts(Counter),
+    Sums(Sum),
+    /// Is computed anew each time.
+    Temporary,
+}
+
+/// One iteration.
+#[derive(Clone, Debug)]
+pub(crate) struct Summary {
+    pub nodes: Vec<Node>,
+    pub sums: Vec<Sum>,
+    /// Address and value, in order.
+    pub stores: Vec<(Id, Id)>,
+    pub counters: Vec<Counter>,
+    /// Size of all loads and stores.
+    pub size: Size,
+}
+
+impl Summary {
+    /// `None` when the loop does something that cannot be done to many elements at once: branches, calls, values
+    /// that depend on those of the iteration before, accesses that do not follow each other in memory.
+    pub(crate) fn of(program: &Program, counted: &Counted) -> Option<Summary> {
+        let mut walk = Walk { nodes: vec![], regs: [0; Reg::COUNT], stores: vec![], size: None };
+        walk.nodes.extend((0..Reg::COUNT as u8).filter_map(Reg::new).map(Node::Init));
+        walk.regs = std::array::from_fn(|reg| reg);
+        for at in counted.head..counted.test {
+            walk.op(&program.ops()[at])?;
+        }
+        walk.summary()
+    }
+
+    /// The registers whose sum an address is, and what is added, if it is that simple.
+    pub(crate) fn address(&self, id: Id) -> Option<(Vec<Reg>, i64)> {
+        match self.nodes[id] {
+            Node::Init(reg) => Some((vec![reg], 0)),
+            Node::Num(n) => Some((vec![], n as i64)),
+            Node::Bin { op: AluOp::Add, width: Width::W64, a, b } => {
+                let ((mut regs, x), (more, y)) = (self.address(a)?, self.address(b)?);
+                regs.extend(more);
+                Some((regs, x.wrapping_add(y)))
+            }
+            _ => None,
+        }
+    }
+
+    /// Every load that a value is made of.
+    pub(crate) fn loads(&self, id: Id, into: &mut Vec<Id>) {
+        match self.nodes[id] {
+            Node::Load { .. } if !into.contains(&id) => into.push(id),
+            Node::Bin { a, b, .. } => {
+                self.loads(a, into);
+                self.loads(b, into);
+            }
+            _ => {}
+        }
+    }
+}
+
+struct Walk {
+    nodes: Vec<Node>,
+    regs: [Id; Reg::COUNT],
+    stores: Vec<(Id, Id)>,
+    size: Option<Size>,
+}
+
+impl Walk {
+    fn add(&mut self, node: Node) -> Id {
+        // Equal expressions are one node; loops are short.
+        self.nodes.iter().position(|old| *old == node).unwrap_or_else(|| {
+            self.nodes.push(node);
+            self.nodes.len() - 1
+        })
+    }
+
+    fn operand(&mut self, src: Operand) -> Id {
+        match src {
+            Operand::Reg(reg) => self.regs[reg.index()],
+            Operand::Imm(imm) => self.add(Node::Num(i64::from(imm) as u64)),
+        }
+    }
+
+    fn place(&mut self, base: Reg, off: i16) -> Id {
+        let base = self.regs[base.index()];
+        if off == 0 {
+            return base;
+        }
+        let off = self.add(Node::Num(i64::from(off) as u64));
+        self.add(Node::Bin { op: AluOp::Add, width: Width::W64, a: base, b: off })
+    }
+
+    /// All accesses have one size.
+    fn access(&mut self, size: Size) -> Option<()> {
+        (*self.size.get_or_insert(size) == size).then_some(())
+    }
+
+    fn op(&mut self, op: &Op) -> Option<()> {
+        match *op {
+            Op::Alu { op: AluOp::Mov, width: Width::W64, dst, src } => {
+                self.regs[dst.index()] = self.operand(src);
+            }
+            Op::Alu { op, width, dst, src } => {
+                let (a, b) = (self.regs[dst.index()], self.operand(src));
+                self.regs[dst.index()] = self.add(Node::Bin { op, width, a, b });
+            }
+            Op::LoadConst { dst, value: Const::Number(n) } => self.regs[dst.index()] = self.add(Node::Num(n)),
+            Op::Second => {}
+            // A load behind a store might read what was stored.
+            Op::Load { size, signed: false, dst, base, off } if self.stores.is_empty() => {
+                self.access(size)?;
+                let addr = self.place(base, off);
+                self.regs[dst.index()] = self.add(Node::Load { size, addr });
+            }
+            Op::Store { size, base, off, src } => {
+                self.access(size)?;
+                let (addr, value) = (self.place(base, off), self.operand(src));
+                self.stores.push((addr, value));
+            }
+            _ => return None,
+        }
+        Some(())
+    }
+
+    fn role(&self, reg: Reg) -> Role {
+        let (old, new) = (reg.index(), self.regs[reg.index()]);
+        match self.nodes[new] {
+            _ if old == new => Role::Fixed,
+            Node::Bin { op, width, a, b } if a == old || (b == old && op != AluOp::Sub) => {
+                let value = if a == old { b } else { a };
+                match (op, self.nodes[value]) {
+                    (AluOp::Add, Node::Num(n)) => Role::Counts(Counter { reg, width, by: n as i64 }),
+                    (AluOp::Sub, Node::Num(n)) => {
+                        Role::Counts(Counter { reg, width, by: (n as i64).wrapping_neg() })
+                    }
+                    (AluOp::Add | AluOp::Xor | AluOp::Or | AluOp::And, _) => {
+                        Role::Sums(Sum { reg, op, width, value })
+                    }
+                    _ => Role::Temporary,
+                }
+            }
+            _ => Role::Temporary,
+        }
+    }
+
+    fn summary(self) -> Option<Summary> {
+        let size = self.size?;
+        let regs: Vec<Reg> = (0..10).filter_map(Reg::new).collect();
+        let roles: Vec<Role> = regs.iter().map(|reg| self.role(*reg)).collect();
+        let (mut sums, mut counters) = (vec![], vec![]);
+        for role in &roles {
+            match role {
+                Role::Sums(sum) => sums.push(*sum),
+                Role::Counts(counter) => counters.push(*counter),
+                Role::Fixed | Role::Temporary => {}
+            }
+        }
+        let summary = Summary { nodes: self.nodes, sums, stores: self.stores, counters, size };
+        let is_known = |reg: Reg| roles.get(reg.index()).is_some_and(|role| *role != Role::Temporary);
+        let is_sum = |reg: Reg| matches!(roles.get(reg.index()), Some(Role::Sums(_)));
+        // Temporaries are computed by the last iteration, from what the others leave.
+        let reads = |id: Id, allowed: &dyn Fn(Reg) -> bool| summary.inits(id).iter().all(|reg| allowed(*reg));
+        let last = regs.iter().all(|reg| reads(self.regs[reg.index()], &|reg| is_known(reg)));
+        let pure = |id: Id| reads(id, &|reg| is_known(reg) && !is_sum(reg));
+        let values =
+            summary.sums.iter().map(|sum| sum.value).chain(summary.stores.iter().flat_map(|s| [s.0, s.1]));
+        let values: Vec<Id> = values.collect();
+        let one_kind = summary.sums.is_empty() != summary.stores.is_empty();
+        let followed = values.iter().all(|id| pure(*id)) && summary.follows();
+        (last && one_kind && followed).then_some(summary)
+    }
+}
+
+impl Summary {
+    /// The registers at the start of the iteration that an expression depends on.
+    fn inits(&self, id: Id) -> Vec<Reg> {
+        match self.nodes[id] {
+            Node::Init(reg) => vec![reg],
+            Node::Num(_) => vec![],
+            Node::Load { addr, .. } => self.inits(addr),
+            Node::Bin { a, b, .. } => [self.inits(a), self.inits(b)].concat(),
+        }
+    }
+
+    /// Whether each access is followed by the one of the next iteration in memory, and counters are used for
+    /// nothing else.
+    fn follows(&self) -> bool {
+        // One that is narrow may wrap around.
+        let wide = |reg: &Reg| self.counters.iter().find(|c| c.reg == *reg && c.width == Width::W64);
+        let step = |reg: &Reg| wide(reg).map_or(0, |counter| counter.by);
+        let moves_on = |addr: Id| {
+            self.address(addr).is_some_and(|(regs, _)| {
+                regs.iter().map(step).fold(0i64, i64::wrapping_add) == i64::from(self.size.bytes())
+            })
+        };
+        let mut loads = vec![];
+        self.sums.iter().for_each(|sum| self.loads(sum.value, &mut loads));
+        self.stores.iter().for_each(|(_, value)| self.loads(*value, &mut loads));
+        let addresses = loads.iter().filter_map(|load| match self.nodes[*load] {
+            Node::Load { addr, .. } => Some(addr),
+            _ => None,
+        });
+        let values = self.sums.iter().map(|sum| sum.value).chain(self.stores.iter().map(|store| store.1));
+        addresses.chain(self.stores.iter().map(|store| store.0)).all(moves_on)
+            && values.into_iter().all(|id| !self.counts(id))
+    }
+
+    /// Whether a value depends on a counter other than through an address.
+    fn counts(&self, id: Id) -> bool {
+        match self.nodes[id] {
+            Node::Init(reg) => self.counters.iter().any(|counter| counter.reg == reg),
+            Node::Num(_) | Node::Load { .. } => false,
+            Node::Bin { a, b, .. } => self.counts(a) || self.counts(b),
+        }
+    }
+}
