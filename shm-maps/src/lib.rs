@@ -25,8 +25,8 @@ pub mod ring;
 pub mod session;
 pub mod uapi;
 
-pub use map::{Cpus, Map, MapDef};
-pub use ring::{PerfRing, Posted, RingBuf};
+pub use map::{Cpus, Map, MapDef, TaskStorage};
+pub use ring::{PerfRing, Posted, RingBuf, UserRing};
 pub use rustix::io::Errno;
 
 /// `ENOTSUPP`: kernel-internal, yet bpf(2) returns it to user space (include/linux/errno.h).

@@ -173,7 +173,7 @@ impl LpmTrie {
         self.use_length(masked.prefix());
         // SAFETY: the data follows the prefix length in key.
         let data = unsafe { key.add(PREFIX) };
-        let source = Source::Joined(value, self.value_size, data);
+        let source = Source::Joined(value, self.value_size, data, round8(self.value_size));
         let done = self.hash.write(self.hash.key(masked.key()), source, flags);
         done.map_err(|e| if e == Errno::TOOBIG { Errno::NOSPC } else { e })
     }

@@ -15,14 +15,16 @@ mod ringbuf;
 mod stack_trace;
 mod syscall;
 pub mod table;
+mod task_storage;
 
 pub use fd_array::FdArray;
 pub use members::Members;
 pub use perf_array::PerfEventArray;
 pub use stack_trace::StackTrace;
+pub use task_storage::{Task, TaskStorage};
 
 use crate::region::{Region, create_sealed, sealed_size};
-use crate::ring::{LockId, RingBuf};
+use crate::ring::{LockId, RingBuf, UserRing};
 use crate::uapi::*;
 use crate::{PAGE, neg};
 use core::ops::ControlFlow;
@@ -73,7 +75,7 @@ pub struct InnerDef {
     pub key_size: u32,
     /// bytes
     pub value_size: u32,
-    /// elements; of arrays without BPF_F_INNER_MAP and of ring buffers equality is demanded
+    /// elements; only of arrays without BPF_F_INNER_MAP equality is demanded
     pub max_entries: u32,
     /// BPF_F_*
     pub map_flags: u32,
@@ -88,8 +90,7 @@ impl InnerDef {
 
     /// Whether a map may stand for the template.
     pub fn admits(&self, def: &MapDef) -> bool {
-        let sized = self.map_flags & BPF_F_INNER_MAP == 0
-            && matches!(self.map_type, BPF_MAP_TYPE_ARRAY | BPF_MAP_TYPE_PERCPU_ARRAY | BPF_MAP_TYPE_RINGBUF);
+        let sized = self.map_type == BPF_MAP_TYPE_ARRAY && self.map_flags & BPF_F_INNER_MAP == 0;
         InnerDef { max_entries: def.max_entries, ..*self } == InnerDef::of(def)
             && (!sized || def.max_entries == self.max_entries)
     }
@@ -356,6 +357,24 @@ impl Map {
     pub fn ringbuf(&self) -> Option<&RingBuf> {
         match &self.kind {
             Kind::RINGBUF(map) => Some(map.ring()),
+            _ => None,
+        }
+    }
+
+    /// The ring of a USER_RINGBUF map.
+    #[inline]
+    pub fn user_ring(&self) -> Option<&UserRing> {
+        match &self.kind {
+            Kind::USER_RINGBUF(map) => Some(map.ring()),
+            _ => None,
+        }
+    }
+
+    /// The values of a TASK_STORAGE map.
+    #[inline]
+    pub fn task_storage(&self) -> Option<&TaskStorage> {
+        match &self.kind {
+            Kind::TASK_STORAGE(storage) => Some(storage),
             _ => None,
         }
     }

@@ -10,8 +10,9 @@ use super::lpm::{self, LpmTrie};
 use super::map_in_map::{ArrayOfMaps, HashOfMaps};
 use super::perf_array::PerfEventArray;
 use super::queue::Queue;
-use super::ringbuf::RingBufMap;
+use super::ringbuf::{RingBufMap, UserRingMap};
 use super::stack_trace::StackTrace;
+use super::task_storage::TaskStorage;
 use crate::ENOTSUPP;
 use crate::uapi::*;
 use rustix::io::Errno;
@@ -112,6 +113,8 @@ map_types! { $
     BLOOM_FILTER = BPF_MAP_TYPE_BLOOM_FILTER: Bloom { flags: QUEUE_FLAGS | BPF_F_ZERO_SEED, key: Size::None, value: Size::Any, check: check_bloom }
     CGROUP_ARRAY = BPF_MAP_TYPE_CGROUP_ARRAY: FdArray { flags: FD_FLAGS, key: Size::Bytes(4), value: Size::Bytes(4), check: check_nothing }
     RINGBUF = BPF_MAP_TYPE_RINGBUF: RingBufMap { flags: BPF_F_NUMA_NODE, key: Size::None, value: Size::None, check: check_ringbuf }
+    USER_RINGBUF = BPF_MAP_TYPE_USER_RINGBUF: UserRingMap { flags: BPF_F_NUMA_NODE, key: Size::None, value: Size::None, check: check_ringbuf }
+    TASK_STORAGE = BPF_MAP_TYPE_TASK_STORAGE: TaskStorage { flags: BPF_F_NO_PREALLOC | BPF_F_CLONE, key: Size::Bytes(4), value: Size::Any, check: check_storage }
 }
 
 /// KMALLOC_MAX_SIZE
@@ -122,6 +125,8 @@ const VALUE_MAX: u64 = KMALLOC_MAX as u64 - 256 - 40;
 const HASH_ELEM_MAX: u64 = (4 << 20) - 48;
 /// U32_MAX / sizeof(struct bucket) buckets, of which there is a power of two.
 const HASH_ENTRIES_MAX: u32 = 1 << 27;
+/// U16_MAX - sizeof(struct bpf_local_storage_elem)
+const STORAGE_VALUE_MAX: u32 = 65535 - 128;
 /// PCPU_MIN_UNIT_SIZE: the largest allocation per CPU.
 const PERCPU_VALUE_MAX: u32 = 32 << 10;
 
@@ -141,7 +146,7 @@ pub fn check(def: &MapDef) -> Result<(), Errno> {
         && !both(ACCESS)
         && !both(PROG_ACCESS)
         && def.map_extra & !extra == 0
-        && def.max_entries != 0
+        && (def.max_entries != 0) != (def.map_type == BPF_MAP_TYPE_TASK_STORAGE)
         && row.key.admits(def.key_size)
         && row.value.admits(def.value_size);
     if !valid {
@@ -190,6 +195,14 @@ fn check_lru_hash(def: &MapDef) -> Result<(), Errno> {
 fn check_lru_percpu_hash(def: &MapDef) -> Result<(), Errno> {
     check_percpu(def)?;
     check_lru_hash(def)
+}
+
+fn check_storage(def: &MapDef) -> Result<(), Errno> {
+    let typed = def.btf_key_type_id != 0 && def.btf_value_type_id != 0;
+    if def.map_flags & BPF_F_NO_PREALLOC == 0 || !typed {
+        return Err(Errno::INVAL);
+    }
+    if def.value_size > STORAGE_VALUE_MAX { Err(Errno::TOOBIG) } else { Ok(()) }
 }
 
 /// The server made the template of a map that exists; a forged header could say anything.

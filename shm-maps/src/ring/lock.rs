@@ -44,6 +44,12 @@ impl OwnedLock {
         self.0.compare_exchange(0, me.0, Acquire, Relaxed).is_ok() || self.wait(me)
     }
 
+    /// As try_lock, without waiting for another holder.
+    #[inline]
+    pub fn try_once(&self, me: LockId) -> bool {
+        self.0.compare_exchange(0, me.0, Acquire, Relaxed).is_ok() // Acquire pairs with unlock
+    }
+
     #[cold]
     fn wait(&self, me: LockId) -> bool {
         for round in 0..SPINS + YIELDS {

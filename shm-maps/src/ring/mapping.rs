@@ -17,17 +17,25 @@ pub struct Piece {
 }
 
 impl Map {
-    /// The pieces of mmap(offset, len, prot, MAP_SHARED) on this RINGBUF map's descriptor. The second piece
+    /// The pieces of mmap(offset, len, prot, MAP_SHARED) on this RINGBUF or USER_RINGBUF map's descriptor. The second piece
     /// is there when the range reaches the second copy of the data.
     ///
     /// # Errors
-    /// As the kernel's: EPERM for a writable range that is more than the consumer page, and for an
+    /// As the kernel's: EPERM for a writable range that is more than the consumer page (of a USER_RINGBUF: that has it), and for an
     /// executable one; EINVAL for a range outside consumer page + producer page + 2 * size.
     pub fn consumer_mappings(&self, offset: u64, len: usize, prot: u32) -> Result<[Option<Piece>; 2], Errno> {
-        let size = self.ringbuf().map(|_| self.def().max_entries as usize).ok_or(Errno::INVAL)?;
+        if self.ringbuf().is_none() && self.user_ring().is_none() {
+            return Err(Errno::INVAL);
+        }
+        let size = self.def().max_entries as usize;
         let len = len.checked_next_multiple_of(PAGE).ok_or(Errno::INVAL)?;
         let offset = usize::try_from(offset).map_err(|_| Errno::INVAL)?;
-        if prot & PROT_EXEC != 0 || prot & PROT_WRITE != 0 && (offset != 0 || len != PAGE) {
+        let read_only = match self.user_ring() {
+            // The tool produces: all but the consumer's page is its to write.
+            Some(_) => offset == 0,
+            None => offset != 0 || len != PAGE,
+        };
+        if prot & PROT_EXEC != 0 || prot & PROT_WRITE != 0 && read_only {
             return Err(Errno::PERM);
         }
         let once = DATA_AT - CONSUMER_AT + size;

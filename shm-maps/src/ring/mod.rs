@@ -4,12 +4,14 @@ mod lock;
 mod mapping;
 mod perf;
 mod ringbuf;
+mod user;
 
 pub use lock::LockId;
 pub(crate) use lock::OwnedLock;
 pub use mapping::Piece;
 pub use perf::{PerfRing, Sample};
 pub use ringbuf::RingBuf;
+pub use user::UserRing;
 
 use core::sync::atomic::AtomicU32;
 use core::sync::atomic::Ordering::SeqCst;

@@ -23,7 +23,7 @@ use rustix::io::Errno;
 
 pub(super) const CONSUMER_AT: usize = 2 * PAGE;
 pub(super) const DATA_AT: usize = 4 * PAGE;
-const PRODUCER_AT: usize = 3 * PAGE;
+pub(super) const PRODUCER_AT: usize = 3 * PAGE;
 /// BPF_RINGBUF_HDR_SZ
 const HEADER: u64 = 8;
 /// RINGBUF_MAX_RECORD_SZ

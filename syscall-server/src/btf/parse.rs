@@ -17,6 +17,7 @@ const NESTED: usize = 4;
 /// `BTF_KIND_*`.
 mod kind {
     pub const INT: u32 = 1;
+    pub const PTR: u32 = 2;
     pub const ARRAY: u32 = 3;
     pub const STRUCT: u32 = 4;
     pub const UNION: u32 = 5;
@@ -28,6 +29,7 @@ mod kind {
     pub const FUNC_PROTO: u32 = 13;
     pub const VAR: u32 = 14;
     pub const DATASEC: u32 = 15;
+    pub const FLOAT: u32 = 16;
     pub const DECL_TAG: u32 = 17;
     pub const TYPE_TAG: u32 = 18;
     pub const ENUM64: u32 = 19;
@@ -146,6 +148,33 @@ impl<'a> Btf<'a> {
                 }
                 kind::ARRAY => word(self.sections.types, t.elements)?,
                 _ => return Some(t),
+            };
+        }
+        None
+    }
+
+    /// Bytes of a value of this type; `None` for types without values.
+    pub fn size_of(&self, mut id: u32) -> Option<u32> {
+        let mut elements = 1u32;
+        for _ in 0..QUALIFIERS {
+            let t = self.get(id)?;
+            id = match t.kind {
+                kind::TYPEDEF | kind::VOLATILE | kind::CONST | kind::RESTRICT | kind::TYPE_TAG => {
+                    t.size_or_type
+                }
+                kind::ARRAY => {
+                    elements = elements.checked_mul(word(self.sections.types, t.elements + 8)?)?;
+                    word(self.sections.types, t.elements)?
+                }
+                kind::INT
+                | kind::STRUCT
+                | kind::UNION
+                | kind::ENUM
+                | kind::ENUM64
+                | kind::FLOAT
+                | kind::DATASEC => return t.size_or_type.checked_mul(elements),
+                kind::PTR => return elements.checked_mul(8),
+                _ => return None,
             };
         }
         None

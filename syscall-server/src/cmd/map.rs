@@ -1,13 +1,11 @@
 //! Map commands.
 
-use super::{Attr, ENOTSUPP, check_name, held};
+use super::{Attr, ENOTSUPP, check_name, held, storage};
+use crate::btf::parse::Btf;
 use crate::object::{self, Events, MapObject, Object};
 use crate::{broker, fds, user, wait};
 use bpftime_abi::attr::{MapCreate, MapElem, OneFd};
-use bpftime_abi::map_type::{
-    BPF_MAP_TYPE_ARRAY_OF_MAPS, BPF_MAP_TYPE_BLOOM_FILTER, BPF_MAP_TYPE_CGROUP_ARRAY,
-    BPF_MAP_TYPE_HASH_OF_MAPS, BPF_MAP_TYPE_PERF_EVENT_ARRAY, BPF_MAP_TYPE_RINGBUF,
-};
+use bpftime_abi::map_type::*;
 use bpftime_agent::run::MapHandle;
 use bpftime_shm::map::InnerDef;
 use bpftime_shm::{Map, MapDef};
@@ -41,10 +39,7 @@ pub fn create(attr: &Attr) -> Result<i64, Errno> {
     if a.map_ifindex != 0 || (a.btf_value_type_id != 0 && a.btf_vmlinux_value_type_id != 0) {
         return Err(Errno::INVAL);
     }
-    if a.btf_key_type_id != 0 || a.btf_value_type_id != 0 {
-        check_btf(&a)?;
-    }
-    let def = MapDef {
+    let mut def = MapDef {
         map_type: a.map_type,
         key_size: a.key_size,
         value_size: a.value_size,
@@ -52,7 +47,7 @@ pub fn create(attr: &Attr) -> Result<i64, Errno> {
         map_flags: a.map_flags,
         name: a.map_name,
         map_extra: a.map_extra,
-        btf_id: if a.btf_key_type_id | a.btf_value_type_id == 0 { 0 } else { object::btf(a.btf_fd)?.id },
+        btf_id: 0,
         btf_key_type_id: a.btf_key_type_id,
         btf_value_type_id: a.btf_value_type_id,
         inner: match a.map_type {
@@ -60,13 +55,17 @@ pub fn create(attr: &Attr) -> Result<i64, Errno> {
             _ => InnerDef::default(),
         },
     };
+    bpftime_shm::map::table::check(&def)?;
+    if a.btf_key_type_id != 0 || a.btf_value_type_id != 0 {
+        def.btf_id = check_btf(&a)?;
+    }
     let (memfd, map) = Map::create(&def, possible_cpus())?;
     map.set_owner(broker::TOOL_OWNER);
     let handle = Arc::new(MapHandle::new(map));
     let id = object::next_id();
     let own = fds::hidden(&memfd)?;
     let (fd, events) = match a.map_type {
-        BPF_MAP_TYPE_RINGBUF => {
+        BPF_MAP_TYPE_RINGBUF | BPF_MAP_TYPE_USER_RINGBUF => {
             let (tool, ours) = fds::event_pair()?;
             let events = Events { ours, tool: fds::hidden(&tool)?, signalled: AtomicBool::new(false) };
             (tool, Some(events))
@@ -82,19 +81,27 @@ pub fn create(attr: &Attr) -> Result<i64, Errno> {
         held: Mutex::default(),
         prog_type: OnceLock::new(),
     });
-    if map.events.is_some() {
+    if map.handle.map.ringbuf().is_some() {
         wait::register(wait::Ring::Map(Arc::downgrade(&map)));
     }
     object::insert(&fd, Object::Map(map))?;
     Ok(fds::give(fd))
 }
 
-/// The kernel refuses BTF for maps whose type has no use for it with ENOTSUPP; libbpf and bcc then go without.
-fn check_btf(a: &MapCreate) -> Result<(), Errno> {
-    object::btf(a.btf_fd).map_err(|_| Errno::BADF)?;
+/// The types must be as long as keys and values. The kernel refuses BTF for maps whose type has no use for it with
+/// ENOTSUPP; libbpf and bcc then go without. The id of the BTF.
+fn check_btf(a: &MapCreate) -> Result<u32, Errno> {
+    let object = object::btf(a.btf_fd).map_err(|_| Errno::BADF)?;
+    let btf = Btf::parse(&object.data).ok_or(Errno::INVAL)?;
+    let fits = |id: u32, len: u32| id != 0 && btf.size_of(id) == Some(len);
+    // A map's only value may have no key type: global data.
+    let key = a.btf_key_type_id == 0 || fits(a.btf_key_type_id, a.key_size);
+    if !key || !fits(a.btf_value_type_id, a.value_size) {
+        return Err(Errno::INVAL);
+    }
     match a.map_type {
-        BPF_MAP_TYPE_PERF_EVENT_ARRAY => Err(ENOTSUPP),
-        _ => Ok(()),
+        BPF_MAP_TYPE_PERF_EVENT_ARRAY | BPF_MAP_TYPE_CGROUP_ARRAY => Err(ENOTSUPP),
+        _ => Ok(object.id),
     }
 }
 
@@ -119,7 +126,10 @@ pub fn lookup(attr: &Attr) -> Result<i64, Errno> {
     // Of a Bloom filter one asks for a value.
     let asks = map.def().map_type == BPF_MAP_TYPE_BLOOM_FILTER;
     let mut value = if asks { user::read(a.value, len)? } else { vec![0; len] };
-    map.handle.map.sys_lookup(&key, &mut value, a.flags)?;
+    match map.handle.map.task_storage() {
+        Some(s) => storage::lookup(&map, s, &key, &mut value, a.flags)?,
+        None => map.handle.map.sys_lookup(&key, &mut value, a.flags)?,
+    }
     user::write(a.value, &value)?;
     Ok(0)
 }
@@ -153,6 +163,9 @@ pub fn update_one(map: &Arc<MapObject>, key: &[u8], value: &[u8], flags: u64) ->
     }
     if map.def().map_type == BPF_MAP_TYPE_CGROUP_ARRAY {
         return store_cgroup(map, key, value, flags);
+    }
+    if let Some(storage) = map.handle.map.task_storage() {
+        return storage::update(storage, key, value, flags);
     }
     map.handle.map.sys_update(key, value, flags)
 }
@@ -218,6 +231,9 @@ pub fn delete_one(map: &MapObject, key: &[u8]) -> Result<(), Errno> {
     }
     if held::is_container(map) {
         return held::remove(map, key);
+    }
+    if let Some(storage) = map.handle.map.task_storage() {
+        return storage::delete(map, storage, key);
     }
     map.handle.map.sys_delete(key)
 }

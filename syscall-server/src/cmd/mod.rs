@@ -9,6 +9,7 @@ mod link_info;
 pub mod log;
 pub mod map;
 pub mod prog;
+mod storage;
 mod verify;
 
 use crate::{tool, user};

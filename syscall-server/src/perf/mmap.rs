@@ -49,7 +49,12 @@ fn map_map(map: &MapObject, r: &Request) -> Result<i64, Errno> {
         return Err(Errno::INVAL);
     }
     let off = u64::try_from(r.off).map_err(|_| Errno::INVAL)?;
-    if map.handle.map.ringbuf().is_some() { map_ring(map, r, off) } else { map_array(map, r, off) }
+    let shared = &map.handle.map;
+    if shared.ringbuf().is_some() || shared.user_ring().is_some() {
+        map_ring(map, r, off)
+    } else {
+        map_array(map, r, off)
+    }
 }
 
 /// The values of an array, all of them or some pages.

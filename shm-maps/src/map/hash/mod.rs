@@ -45,8 +45,8 @@ pub(super) enum Source {
     Cpu(*const u8, u32),
     /// The tool's: a value for each CPU (one, unless the map is per-CPU), each rounded up to eight bytes.
     All(*const u8),
-    /// A value of `.1` bytes, and behind it, from the next multiple of eight on, the rest from `.2`.
-    Joined(*const u8, usize, *const u8),
+    /// A value of `.1` bytes, zeros up to byte `.3`, and the rest of the slot from `.2`.
+    Joined(*const u8, usize, *const u8, usize),
 }
 
 impl Hash {

@@ -233,10 +233,11 @@ impl Hash {
                 // SAFETY: all value slots; the tool's buffer has the same layout.
                 unsafe { copy::to_shared(first, values, count * round8(size)) };
             }
-            Source::Joined(value, len, rest) => {
-                let at = round8(len);
-                // SAFETY: one value slot of at least `at` bytes; the caller's value and what belongs behind it.
+            Source::Joined(value, len, rest, at) => {
+                // SAFETY: one value slot of `size` bytes, `at` of them, a multiple of eight, for the value; the
+                // caller's value and what belongs behind it.
                 unsafe {
+                    copy::zero_shared(first, at);
                     copy::to_shared(first, value, len);
                     copy::to_shared(first.add(at), rest, size - at);
                 }

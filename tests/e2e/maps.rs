@@ -1,0 +1,130 @@
+//! Maps through bpf(2) and from programs: the same tool on bpftime and, where it may be asked, on the kernel.
+
+use bpftime_tests::{Running, Scratch, kernel_is_oracle, symbol_offset};
+use std::path::Path;
+use std::time::Duration;
+
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// What `maps WHAT` prints on bpftime; the same as on the kernel here.
+fn same_as_kernel(what: &str) -> String {
+    let s = Scratch::new();
+    let tool = s.compile("tools/maps.c", "maps", &["-w"]);
+    let print = |mut cmd: std::process::Command| {
+        cmd.arg(what);
+        let f = Running::start(cmd).finish(LIMIT);
+        assert!(f.status.success(), "{f:?}");
+        f.stdout
+    };
+    let ours = print(s.tool(&tool));
+    if kernel_is_oracle() {
+        let kernels = print(s.command(&tool));
+        for (ours, kernels) in ours.lines().zip(kernels.lines()) {
+            assert_eq!(ours, kernels, "ours, then the kernel's");
+        }
+        assert_eq!(ours, kernels);
+    }
+    ours
+}
+
+#[test]
+fn every_type_and_template_is_made_or_refused_as_by_the_kernel() {
+    let out = same_as_kernel("create");
+    assert_eq!(out.matches(" made\n").count(), 16, "{out}");
+}
+
+#[test]
+fn batch_commands_answer_as_the_kernels_on_every_type() {
+    let out = same_as_kernel("batch");
+    assert!(out.contains("steps -2, 6 elements"), "{out}");
+}
+
+#[test]
+fn helpers_on_maps_answer_as_the_kernels_on_every_type() {
+    let out = same_as_kernel("programs");
+    assert!(out.contains("lru: used by a program 0, by bpf(2) -2"), "{out}");
+}
+
+#[test]
+fn maps_in_maps_and_tail_calls_answer_as_the_kernels() {
+    let out = same_as_kernel("inner");
+    assert!(out.contains("to itself 0, ran 34 times, two in turn 0: 17 17"), "{out}");
+}
+
+#[test]
+fn task_storage_by_pidfd_answers_as_the_kernels() {
+    assert!(same_as_kernel("storage").starts_with("lookup -2, exist -2, update 0, lookup 0 1,"));
+}
+
+/// A conversation with `maps watch` and a target: what the tool says after each command and a thousand calls.
+fn watched(s: &Scratch, exe: &Path, ours: bool, commands: &[&str]) -> Vec<String> {
+    let make = |program: &Path, tool: bool| match (ours, tool) {
+        (true, true) => s.tool(program),
+        (true, false) => s.target(program),
+        (false, _) => s.command(program),
+    };
+    let mut cmd = make(exe, false);
+    cmd.arg("0");
+    let mut target = Running::start(cmd);
+    target.wait_for("RUNNING");
+    let mut cmd = make(&s.compile("tools/maps.c", "maps", &["-w"]), true);
+    cmd.arg("watch").arg(exe).arg(symbol_offset(exe, "other").to_string());
+    let mut tool = Running::start(cmd);
+    tool.wait_for("READY");
+    let mut said = Vec::new();
+    for command in commands {
+        tool.say(command);
+        said.push(tool.line());
+        target.say("c 1000");
+        assert_eq!(target.line(), "called 1000 errors 0");
+    }
+    tool.say("end");
+    tool.finish(LIMIT);
+    assert!(target.finish(LIMIT).status.success());
+    said
+}
+
+#[test]
+fn maps_and_programs_that_come_and_go_reach_running_targets_at_once() {
+    let commands = [
+        "counts", "inner 0", "tail 0", "inner 1", "tail 1", "none", "untail", "fresh", "inner 2", "tail 0",
+        "fresh", "fresh", "counts",
+    ];
+    let s = Scratch::new();
+    let exe = s.compile("targets/threads.c", "threads", &[]);
+    let ours = watched(&s, &exe, true, &commands);
+    assert_eq!(
+        ours.last().map(String::as_str),
+        Some("counts 0: 2000 2000 2000, 12000 5000 2000"),
+        "{ours:?}"
+    );
+    if kernel_is_oracle() {
+        assert_eq!(ours, watched(&s, &exe, false, &commands));
+    }
+}
+
+#[test]
+fn inner_maps_and_tail_calls_change_under_threads_that_use_them() {
+    let s = Scratch::new();
+    let exe = s.compile("targets/threads.c", "threads", &[]);
+    let mut cmd = s.target(&exe);
+    cmd.arg("8");
+    let mut target = Running::start(cmd);
+    target.wait_for("RUNNING");
+    let mut cmd = s.tool(s.compile("tools/maps.c", "maps", &["-w"]));
+    cmd.arg("watch").arg(&exe).arg(symbol_offset(&exe, "work").to_string());
+    let mut tool = Running::start(cmd);
+    tool.wait_for("READY");
+    tool.say("tail 0");
+    tool.wait_for("tail 0: ");
+    for round in 0..150 {
+        for command in [["fresh", "untail"], ["inner 1", "tail 0"], ["none", "tail 1"]][round % 3] {
+            tool.say(command);
+            assert!(tool.line().contains(" 0: "), "{command}");
+        }
+    }
+    tool.say("end");
+    assert!(tool.finish(LIMIT).status.success());
+    let f = target.finish(LIMIT);
+    assert!(f.status.success() && f.stdout.contains("ERRORS 0"), "{f:?}");
+}
