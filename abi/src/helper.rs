@@ -1,5 +1,12 @@
 //! Helper functions: one row each, with its prototype. The agent must implement every row (it builds its address table
 //! from this list), the server answers feature probes from it, the verifier takes its prototypes from it.
+//!
+//! No row, and so refused at load with the kernel's words ([`full_name`]): helpers of network, cgroup and security
+//! programs, and those that only a kernel can answer: addresses of kernel variables (153, 154), vm areas (180), branch
+//! records (119, 176), hardware counters of other contexts (22, 55), types of kernel memory (149), kernel objects in
+//! maps (194, 210, 211).
+
+mod names;
 
 /// What a helper expects in one of r1 to r5.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,8 +23,14 @@ pub enum Arg {
     MapValueOut,
     /// Memory that is read; its size is the next argument.
     Mem,
+    /// Memory that is read, or NULL; its size is the next argument.
+    MemOrNull,
     /// Memory that is written without being read; its size is the next argument.
     MemOut,
+    /// As [`Arg::MemOut`], or NULL.
+    MemOutOrNull,
+    /// An aligned u64 that is written.
+    Word,
     /// Bytes of the memory before it, at least one.
     Size,
     /// Bytes of the memory before it. With none, the memory may be NULL.
@@ -34,7 +47,12 @@ pub enum Arg {
     CallbackCtx,
     /// A string that ends inside of a frozen, read-only map.
     ConstStr,
+    /// A task.
+    Task,
 }
+
+/// Bytes of the registers of a task: `struct pt_regs` of x86-64.
+pub const REGISTERS_SIZE: u32 = 168;
 
 /// What a helper leaves in r0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,6 +67,10 @@ pub enum Ret {
     MapValueOrNull,
     /// A ring buffer record of as many bytes as the allocation size says, or NULL. It must be given up.
     RecordOrNull,
+    /// The current task.
+    Task,
+    /// The registers of a task.
+    Registers,
 }
 
 /// The prototype of a helper (bpf-helpers(7); types and licence as the kernel's verifier answers).
@@ -76,9 +98,6 @@ macro_rules! helpers {
         /// `(number, name)` of every helper that bpftime has, in numerical order.
         pub const NAMES: &[(u32, &str)] = &[$(($id, stringify!($name))),*];
 
-        /// Names with `bpf_`, in the order of [`NAMES`].
-        const FULL_NAMES: &[&str] = &[$(concat!("bpf_", stringify!($name))),*];
-
         /// Prototypes in the order of [`NAMES`].
         const PROTOS: &[Proto] = &[$(
             Proto { args: &[$(Arg::$arg),*], ret: Ret::$ret, gpl_only: helpers!(@gpl $($gpl)?) },
@@ -94,6 +113,7 @@ helpers! {
     3 map_delete_elem(Map, MapKey) -> Number;
     4 probe_read(MemOut, SizeOrZero, Any) -> Number gpl;
     5 ktime_get_ns() -> Number;
+    6 trace_printk(Mem, Size) -> Number gpl;
     7 get_prandom_u32() -> Number;
     8 get_smp_processor_id() -> Number;
     12 tail_call(Ctx, Map, Any) -> Nothing;
@@ -103,7 +123,9 @@ helpers! {
     25 perf_event_output(Ctx, Map, Any, Mem, SizeOrZero) -> Number gpl;
     27 get_stackid(Ctx, Map, Any) -> Number gpl;
     35 get_current_task() -> Number gpl;
+    36 probe_write_user(Any, Mem, Size) -> Number gpl;
     37 current_task_under_cgroup(Map, Any) -> Number;
+    42 get_numa_node_id() -> Number;
     45 probe_read_str(MemOut, SizeOrZero, Any) -> Length gpl;
     58 override_return(Ctx, Any) -> Number gpl;
     67 get_stack(Ctx, MemOut, SizeOrZero, Any) -> Length gpl;
@@ -111,29 +133,43 @@ helpers! {
     87 map_push_elem(Map, MapValue, Any) -> Number;
     88 map_pop_elem(Map, MapValueOut) -> Number;
     89 map_peek_elem(Map, MapValueOut) -> Number;
+    105 strtol(Mem, Size, Any, Word) -> Number;
+    106 strtoul(Mem, Size, Any, Word) -> Number;
+    109 send_signal(Any) -> Number;
     112 probe_read_user(MemOut, SizeOrZero, Any) -> Number gpl;
     113 probe_read_kernel(MemOut, SizeOrZero, Any) -> Number gpl;
     114 probe_read_user_str(MemOut, SizeOrZero, Any) -> Length gpl;
     115 probe_read_kernel_str(MemOut, SizeOrZero, Any) -> Length gpl;
+    117 send_signal_thread(Any) -> Number;
     118 jiffies64() -> Number;
+    120 get_ns_current_pid_tgid(Any, Any, MemOut, Size) -> Number;
+    123 get_current_ancestor_cgroup_id(Any) -> Number;
     125 ktime_get_boot_ns() -> Number;
     130 ringbuf_output(Map, Mem, SizeOrZero, Any) -> Number;
     131 ringbuf_reserve(Map, AllocSize, Any) -> RecordOrNull;
     132 ringbuf_submit(Record, Any) -> Nothing;
     133 ringbuf_discard(Record, Any) -> Nothing;
     134 ringbuf_query(Map, Any) -> Number;
+    141 get_task_stack(Task, MemOut, SizeOrZero, Any) -> Length;
+    148 copy_from_user(MemOut, SizeOrZero, Any) -> Number;
+    158 get_current_task_btf() -> Task gpl;
     160 ktime_get_coarse_ns() -> Number;
     164 for_each_map_elem(Map, Callback, CallbackCtx, Any) -> Number;
+    165 snprintf(MemOutOrNull, SizeOrZero, ConstStr, MemOrNull, SizeOrZero) -> Number gpl;
     173 get_func_ip(Ctx) -> Number gpl;
     174 get_attach_cookie(Ctx) -> Number;
+    175 task_pt_regs(Task) -> Registers gpl;
+    177 trace_vprintk(Mem, Size, MemOrNull, SizeOrZero) -> Number gpl;
     181 bpf_loop(Any, Callback, CallbackCtx, Any) -> Number;
     182 strncmp(Mem, Size, ConstStr) -> Number;
+    191 copy_from_user_task(MemOut, SizeOrZero, Any, Task, Any) -> Number gpl;
     195 map_lookup_percpu_elem(Map, MapKey, Any) -> MapValueOrNull;
     208 ktime_get_tai_ns() -> Number;
 }
 
 /// The highest helper number the kernel (6.18) knows.
-pub const KERNEL_HELPER_MAX: u32 = 211;
+pub const KERNEL_HELPER_MAX: u32 = names::ALL.len() as u32;
+const _: () = assert!(KERNEL_HELPER_MAX == 211);
 
 fn row(id: u32) -> Option<usize> {
     NAMES.binary_search_by_key(&id, |(n, _)| *n).ok()
@@ -149,12 +185,9 @@ pub fn name(id: u32) -> Option<&'static str> {
     row(id).map(|at| NAMES[at].1)
 }
 
-/// The kernel's name of a helper that bpftime has.
+/// The kernel's name of any helper that the kernel knows, with `bpf_`.
 pub fn full_name(id: u32) -> Option<&'static str> {
-    // `loop` is a keyword: that row's name has the prefix already.
-    row(id).map(|at| {
-        FULL_NAMES[at].strip_prefix("bpf_").filter(|n| n.starts_with("bpf_")).unwrap_or(FULL_NAMES[at])
-    })
+    names::ALL.get(id.checked_sub(1)? as usize).copied()
 }
 
 /// The prototype of a helper that bpftime has.

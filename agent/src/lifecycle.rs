@@ -51,6 +51,7 @@ pub fn prepare() -> bool {
         crate::signals::install();
         crate::signals::read_seccomp();
         crate::run::helpers::task::read_cgroups();
+        crate::run::helpers::task::read_pid_namespace();
         ready
     })
 }

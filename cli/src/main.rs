@@ -7,6 +7,7 @@ mod doctor;
 mod object;
 mod ps;
 mod run;
+mod trace_pipe;
 mod verify;
 
 use std::fmt;
@@ -33,6 +34,8 @@ enum Command {
     Verify(verify::Args),
     /// Say what works on this machine, or why a process or program cannot be traced.
     Doctor(doctor::Args),
+    /// Print what programs print with bpf_trace_printk, of all sessions of this user, like the kernel's trace_pipe.
+    TracePipe(trace_pipe::Args),
 }
 
 /// The end of a command that did not do what was asked.
@@ -56,6 +59,7 @@ fn main() -> ExitCode {
         Command::Ps(args) => ps::run(&args),
         Command::Verify(args) => verify::run(&args),
         Command::Doctor(args) => doctor::run(&args),
+        Command::TracePipe(args) => trace_pipe::run(&args),
     };
     outcome.unwrap_or_else(|failure| {
         let _ = writeln!(std::io::stderr(), "bpftime: {}", failure.message);

@@ -63,6 +63,18 @@ impl Scratch {
         out
     }
 
+    /// Compiles a BPF program (below tests/) to an object file.
+    pub fn compile_bpf(&self, source: &str) -> PathBuf {
+        let src = root().join("tests").join(source);
+        let name = src.file_stem().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+        let out = self.path(&(name + ".o"));
+        let mut cmd = Command::new("clang");
+        cmd.args(["-target", "bpf", "-O2", "-g", "-Wall", "-D__TARGET_ARCH_x86"]);
+        cmd.arg("-I/usr/include/x86_64-linux-gnu").arg("-c").arg(&src).arg("-o").arg(&out);
+        assert!(cmd.status().expect("clang").success(), "{} does not compile", src.display());
+        out
+    }
+
     /// A command that uses this scratch directory's sessions; nothing preloaded.
     pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
         let mut cmd = Command::new(program);

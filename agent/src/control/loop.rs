@@ -56,6 +56,7 @@ pub fn run(dirs: Vec<PathBuf>, engine: impl FnOnce() -> Option<Engine>) {
 
 fn prepare(dirs: Vec<PathBuf>, engine: impl FnOnce() -> Option<Engine>) -> bool {
     crate::run::helpers::task::read_cgroups();
+    crate::run::helpers::task::read_pid_namespace();
     crate::run::shadow::refresh_if_used();
     let mut state = lock();
     match state.as_mut() {

@@ -1,5 +1,6 @@
 //! From a probe hit to its programs: the callbacks that the hook engine's thunks call.
 
+use super::helpers::signal;
 use super::image::{Func, Program};
 use super::{Bound, FUEL, Hit, Override, Reads, Run, TailCalls, process};
 use crate::arch::PtRegs;
@@ -134,6 +135,18 @@ fn hit(entries: &[Entry], hit: &Hit) {
     let tid = process::tid(block, pid);
     let who = Who { block, pid, tid, thread: tid };
     entries.iter().for_each(|entry| run_event(entry, &who, hit));
+    send_signals(block);
+}
+
+/// Sends the signals that programs asked for, outside of the callback: their handlers may not come back. The lists of
+/// programs may be gone afterwards.
+#[inline]
+pub fn send_signals(block: &ThreadBlock) {
+    if signal::waiting(block) {
+        block.leave();
+        signal::deliver(block);
+        block.enter();
+    }
 }
 
 /// Who runs a program.
@@ -221,7 +234,11 @@ pub fn run_here(program: &Program, session: &Session, ctx: *mut u8, cookie: u64)
     let tid = process::tid(block, pid);
     let who = Who { block, pid, tid, thread: tid };
     let hit = Hit::event(ctx as u64, std::ptr::null());
-    match run(&Bound::new(program, session, cookie), &who, &hit)? {
+    let end = run(&Bound::new(program, session, cookie), &who, &hit)?;
+    if signal::waiting(block) {
+        signal::deliver(block);
+    }
+    match end {
         End::Returned(value) => Some(value),
         End::Abandoned => Some(0),
     }

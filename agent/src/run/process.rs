@@ -109,13 +109,22 @@ pub fn current_cpu() -> u32 {
 }
 
 fn cpu_by_segment() -> u32 {
+    cpu_and_node() & 0xfff
+}
+
+/// The memory node this thread runs on.
+pub fn current_node() -> u32 {
+    cpu_and_node() >> 12
+}
+
+fn cpu_and_node() -> u32 {
     // __CPUNODE_SEG: limit = node << 12 | cpu (arch/x86 vDSO getcpu).
     let limit: u32;
     // SAFETY: lsl only reads a descriptor's limit.
     unsafe {
         std::arch::asm!("lsl {0:e}, {1:e}", out(reg) limit, in(reg) 0x7b_u32, options(nostack, nomem));
     }
-    limit & 0xfff
+    limit
 }
 
 const NO_RSEQ: u32 = u32::MAX;

@@ -18,7 +18,7 @@ pub use timers::{GLANCE, Timers};
 
 use crate::arch::PtRegs;
 use crate::hook::{ThreadBlock, original_rip};
-use crate::run::enter::{Entry, Who, run_event};
+use crate::run::enter::{Entry, Who, run_event, send_signals};
 use crate::run::{Hit, process};
 use bpftime_shm::session::wire::SampleEvent;
 use std::sync::atomic::{AtomicPtr, Ordering};
@@ -114,6 +114,7 @@ pub(crate) unsafe fn on_timer(info: *const libc::siginfo_t, uc: &libc::ucontext_
     {
         block.enter();
         sample(block, info.value & PERIOD, info.overrun.clamp(0, AT_ONCE) + 1, uc);
+        send_signals(block);
         block.leave();
     }
     true

@@ -18,7 +18,7 @@ pub use exec::report_exec;
 use crate::arch::PtRegs;
 use crate::arch::syscall::set_gate;
 use crate::hook::{ThreadBlock, vfork_child};
-use crate::run::enter::{Entry, Who, run_event};
+use crate::run::enter::{Entry, Who, run_event, send_signals};
 use crate::run::{Hit, process};
 use bpftime_abi::task::{Object, Place};
 use bpftime_shm::session::wire::{CallContext, Side, SyscallEvent};
@@ -167,12 +167,15 @@ pub(crate) fn enter(block: &ThreadBlock, nr: i32, regs: &PtRegs) -> bool {
     if exec::is_exec(nr) {
         exec::note(&listeners.enter, nr, who(block).pid);
     }
-    listeners.exit.wanted(nr)
+    let exit_wanted = listeners.exit.wanted(nr);
+    send_signals(block);
+    exit_wanted
 }
 
 /// After it.
 pub(crate) fn exit(block: &ThreadBlock, nr: i32, regs: &PtRegs) {
     if let Some(listeners) = published() {
         run(&listeners.exit, block, nr, regs, &[regs.ax], |_| true);
+        send_signals(block);
     }
 }

@@ -1,6 +1,6 @@
 //! What decoder and verifier ask about a program of an object.
 
-use super::{Object, Prog};
+use super::{Object, Prog, section};
 use bpftime_abi::helper;
 use bpftime_abi::map_type::{BPF_F_RDONLY_PROG, BPF_MAP_TYPE_ARRAY};
 use bpftime_vm::verify::{MapFacts, VerifyEnv};
@@ -59,6 +59,9 @@ impl VerifyEnv for ObjectEnv<'_> {
     }
     fn expected_attach_type(&self) -> u32 {
         0
+    }
+    fn sleepable(&self) -> bool {
+        section::sleeps(&self.prog.section)
     }
     fn helper_exists(&self, id: u32) -> bool {
         helper::exists(id)

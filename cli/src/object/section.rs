@@ -43,6 +43,12 @@ pub fn prog_type(name: &str) -> Option<u32> {
     })
 }
 
+/// Whether programs of a section may sleep.
+pub fn sleeps(name: &str) -> bool {
+    let kind = name.strip_prefix('?').unwrap_or(name).split('/').next().unwrap_or(name);
+    kind == "syscall" || kind.split('.').skip(1).any(|suffix| suffix == "s")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -53,5 +59,7 @@ mod tests {
             ["kprobe/do_exit", "?uprobe.multi//bin/sh:main", "tp/sched/sched_switch", "raw_tp.w/x", ".text"];
         let want = [Some(2), Some(2), Some(5), Some(24), None];
         assert_eq!(types.map(prog_type), want);
+        let names = ["uprobe.s//bin/sh:main", "uprobe", "syscall", "uprobe.multi.s/x:y", "kprobe/a.s"];
+        assert_eq!(names.map(sleeps), [true, false, true, true, false]);
     }
 }

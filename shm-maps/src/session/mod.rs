@@ -10,4 +10,5 @@ pub mod dir;
 pub mod page;
 pub mod sealed;
 pub mod sock;
+pub mod text;
 pub mod wire;

@@ -6,11 +6,13 @@
 //! 128   Slot[n]  one cache line each: who runs a program on CPU slot i
 //! ...   u32[256] pids whose execve the session was told of: what runs after it reads that the beginning was seen
 //! ...   bits     links that are gone, by id: for processes that nobody can tell
+//! ...   TextRing what programs print, from a page boundary on (memory that is not printed into costs nothing)
 //! ```
 //! A run of a program owns one CPU slot from entry to exit. The slot number stands for the CPU everywhere (per-CPU
 //! values, perf rings), so two threads that the kernel runs on one CPU never write one per-CPU value, and a perf ring
 //! has one producer. A slot's word names its owner, so a slot whose owner died can be taken back.
 
+use super::text::TextRing;
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::fs::{MemfdFlags, SealFlags};
 use rustix::io::Errno;
@@ -96,8 +98,12 @@ fn links_at(slots: u32) -> usize {
     (execs_at(slots) + EXECS * size_of::<AtomicU32>()).next_multiple_of(4096)
 }
 
-fn page_len(slots: u32) -> usize {
+fn text_at(slots: u32) -> usize {
     links_at(slots) + LINKS / 8
+}
+
+fn page_len(slots: u32) -> usize {
+    text_at(slots) + size_of::<TextRing>().next_multiple_of(4096)
 }
 
 impl Page {
@@ -203,6 +209,12 @@ impl Page {
         &self.header().broker
     }
 
+    /// What programs print.
+    pub fn text(&self) -> &TextRing {
+        // SAFETY: `page_len` has room for it at this page boundary; all its fields are atomic.
+        unsafe { &*self.base.add(text_at(self.slots)).cast::<TextRing>() }
+    }
+
     /// Process `pid` is calling execve, and programs of this session were told.
     pub fn note_exec(&self, pid: u32) {
         self.exec_word(pid).store(pid, Ordering::Relaxed);
@@ -292,8 +304,9 @@ impl Page {
         self.slot(i).owner.store(0, Ordering::Release);
     }
 
-    /// Frees the slots of a process that died.
+    /// Frees the slots of a process that died, and the line it was printing.
     pub fn recover(&self, owner: u32) {
+        self.text().recover(owner);
         for i in 0..self.slots {
             let word = self.slot(i).owner.load(Ordering::Relaxed);
             if word != 0 && OwnerWord(word).owner() == owner {

@@ -207,6 +207,8 @@ pub enum Message {
     },
     /// `bpftime ps`: list yourself.
     List,
+    /// `bpftime trace-pipe`: the session page, please. The same message with its descriptor is the answer.
+    Text,
     /// Tool: answer to [`Message::List`].
     Listing {
         /// Pid of the tool.
@@ -402,6 +404,7 @@ mod kind {
     pub const LISTING: u8 = 12;
     pub const TASK: u8 = 20;
     pub const MEMBER: u8 = 13;
+    pub const TEXT: u8 = 21;
 }
 
 impl Message {
@@ -444,6 +447,7 @@ impl Message {
                 w.u32(*refused);
             }
             Self::List => w.u8(kind::LIST),
+            Self::Text => w.u8(kind::TEXT),
             Self::Listing { pid, command, progs, links, maps, agents } => {
                 w.u8(kind::LISTING);
                 w.u32(*pid as u32);
@@ -476,6 +480,7 @@ impl Message {
             kind::SYNC => Self::Sync { seq: r.u64()? },
             kind::ACK => Self::Ack { seq: r.u64()?, sites: r.u32()?, refused: r.u32()? },
             kind::LIST => Self::List,
+            kind::TEXT => Self::Text,
             kind::LISTING => Self::Listing {
                 pid: r.u32()? as i32,
                 command: r.bytes()?,
@@ -531,6 +536,7 @@ mod tests {
             Message::Sync { seq: 77 },
             Message::Ack { seq: 77, sites: 1, refused: 2 },
             Message::List,
+            Message::Text,
             Message::Listing {
                 pid: 12,
                 command: b"bpftrace".to_vec(),

@@ -212,6 +212,7 @@ impl Broker {
                 let agents = self.agents.iter().map(|a| (a.pid, a.sites, a.refused)).collect();
                 sock::send(conn.as_fd(), &self.known.listing(agents).encode(), &[])
             }
+            Message::Text => sock::send(conn.as_fd(), &Message::Text.encode(), &[self.page_fd.as_fd()]),
             Message::Hello { version: VERSION } => self.welcome(conn, pid),
             _ => Err(Errno::PROTO),
         }

@@ -11,6 +11,9 @@ use bpftime_vm::{DecodeOptions, Insn, LoadEnv, LoadError, MapIdx, UnknownHelpers
 use rustix::io::Errno;
 use std::sync::Arc;
 
+/// `BPF_F_SLEEPABLE`.
+const BPF_F_SLEEPABLE: u32 = 1 << 4;
+
 /// A load's surroundings.
 struct Env<'a> {
     maps: &'a [Arc<MapObject>],
@@ -61,6 +64,9 @@ impl VerifyEnv for Env<'_> {
     }
     fn expected_attach_type(&self) -> u32 {
         self.load.expected_attach_type
+    }
+    fn sleepable(&self) -> bool {
+        self.load.prog_flags & BPF_F_SLEEPABLE != 0
     }
     fn helper_exists(&self, id: u32) -> bool {
         helper::exists(id)

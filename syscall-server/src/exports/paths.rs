@@ -39,6 +39,7 @@ fn opened(answer: Answer, flags: c_int, mode: libc::mode_t) -> Option<c_int> {
     match answer {
         Answer::StandIn(path) => Some(real::open(path.as_ptr(), flags, mode)),
         Answer::Contents(bytes) => files::serve(&bytes, flags),
+        Answer::TracePipe => files::trace_pipe::open(flags),
         Answer::Directory => None,
     }
 }
@@ -108,10 +109,10 @@ pub unsafe extern "C" fn fopen(path: *const c_char, mode: *const c_char) -> *mut
     }
     or_ours(file, path, |answer| match answer {
         Answer::StandIn(path) => Some(real::fopen(path.as_ptr(), mode)),
-        Answer::Contents(bytes) => {
+        Answer::Contents(_) | Answer::TracePipe => {
             // SAFETY: the C library has just read the string.
             let how = unsafe { CStr::from_ptr(mode) };
-            let fd = how.to_bytes().starts_with(b"r").then(|| files::serve(&bytes, libc::O_CLOEXEC))??;
+            let fd = how.to_bytes().starts_with(b"r").then(|| opened(answer, libc::O_CLOEXEC, 0))??;
             // SAFETY: a fresh descriptor and a constant mode.
             Some(unsafe { libc::fdopen(fd, c"r".as_ptr()).cast() })
         }
@@ -141,7 +142,7 @@ pub unsafe extern "C" fn opendir(path: *const c_char) -> *mut c_void {
     }
     or_ours(dir, path, |answer| match answer {
         Answer::StandIn(path) => Some(real::opendir(path.as_ptr())),
-        Answer::Contents(_) | Answer::Directory => None,
+        Answer::Contents(_) | Answer::TracePipe | Answer::Directory => None,
     })
 }
 
@@ -150,6 +151,7 @@ fn stated(answer: Answer, st: *mut libc::stat) -> Option<c_int> {
     let ours = match answer {
         Answer::StandIn(path) => return Some(real::stat(path.as_ptr(), st)),
         Answer::Contents(bytes) => files::status(Some(&bytes)),
+        Answer::TracePipe => files::status(Some(&[])),
         Answer::Directory => files::status(None),
     };
     // SAFETY: the caller's own buffer, which stat(2) would have filled.
@@ -237,7 +239,7 @@ pub unsafe extern "C" fn fstatat64(
 fn allowed(answer: &Answer, mode: c_int) -> Option<c_int> {
     match answer {
         Answer::StandIn(path) => Some(real::access(path.as_ptr(), mode)),
-        Answer::Contents(_) => (mode & !libc::R_OK == 0).then_some(0),
+        Answer::Contents(_) | Answer::TracePipe => (mode & !libc::R_OK == 0).then_some(0),
         Answer::Directory => (mode & libc::W_OK == 0).then_some(0),
     }
 }
@@ -275,7 +277,7 @@ pub unsafe extern "C" fn chdir(path: *const c_char) -> c_int {
     match real::chdir(path) {
         -1 => or_ours(-1, path, |answer| match answer {
             Answer::StandIn(path) => Some(real::chdir(path.as_ptr())),
-            Answer::Contents(_) | Answer::Directory => None,
+            Answer::Contents(_) | Answer::TracePipe | Answer::Directory => None,
         }),
         done => done,
     }

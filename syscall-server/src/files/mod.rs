@@ -4,6 +4,7 @@
 
 pub(crate) mod headers;
 pub(crate) mod pmu;
+pub(crate) mod trace_pipe;
 pub(crate) mod tracefs;
 
 use crate::perf::kprobe;
@@ -21,6 +22,8 @@ pub enum Answer {
     Contents(Vec<u8>),
     /// A directory of ours.
     Directory,
+    /// What the tool's programs print.
+    TracePipe,
 }
 
 /// Where paths of ours begin, so that every other failed call is over quickly.
@@ -31,7 +34,8 @@ pub fn is_replaced(path: &CStr) -> bool {
     match path.to_bytes() {
         b"/proc/kallsyms" => tool::is_tool(),
         b"/sys/kernel/btf/vmlinux" => btf::hides_kernels(),
-        _ => false,
+        // The kernel's has nothing of what programs here print.
+        path => tool::is_tool() && trace_pipe::is(path),
     }
 }
 
@@ -41,6 +45,9 @@ pub fn answer(path: &CStr) -> Option<Answer> {
         return None;
     }
     let path = path.to_str().ok()?;
+    if trace_pipe::is(path) && tool::is_tool() {
+        return Some(Answer::TracePipe);
+    }
     if let Some(real) = headers::stand_in(path) {
         return CString::new(real.into_os_string().into_vec()).ok().map(Answer::StandIn);
     }

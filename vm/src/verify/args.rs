@@ -4,7 +4,7 @@ use super::error::{Check, Errno, Fail, access, invalid};
 use super::explore::Verifier;
 use super::memory::{RDONLY_PROG, Span, Use};
 use super::state::State;
-use super::value::{Kind, Val};
+use super::value::{Kind, Object, Val};
 use crate::isa::{MapIdx, Reg};
 use bpftime_abi::helper::{self, Arg, Proto};
 use bpftime_abi::map_type::{BPF_MAP_TYPE_ARRAY, BPF_MAP_TYPE_BLOOM_FILTER};
@@ -21,8 +21,12 @@ pub(super) struct Call {
     pub callback_ctx: Val,
     /// Bytes to reserve.
     pub alloc: u32,
-    /// Most bytes of the sized memory.
+    /// Most bytes of the memory that was sized last.
     pub size: u32,
+    /// What is known of its size: the bits that are surely set.
+    pub known_size: u64,
+    /// The constant string among the arguments.
+    pub string: Option<Vec<u8>>,
     /// The record that is given up.
     pub released: u32,
     /// Stack to overwrite once all arguments are checked, and how many of its bytes are so for certain.
@@ -39,6 +43,8 @@ impl Call {
             callback_ctx: Val::constant(0),
             alloc: 0,
             size: 0,
+            known_size: 0,
+            string: None,
             released: 0,
             written: Vec::new(),
         }
@@ -120,7 +126,15 @@ impl Verifier<'_> {
                 _ if val.is_null() => Ok(()),
                 _ => mismatch(n, &val, "fp"),
             },
-            Arg::ConstStr => self.string_argument(n, &val),
+            Arg::ConstStr => {
+                call.string = Some(self.string_argument(n, &val)?);
+                Ok(())
+            }
+            Arg::MemOrNull | Arg::MemOutOrNull if val.is_null() => Ok(()),
+            Arg::MemOrNull => memory_kind(n, &val, MEMORY),
+            Arg::MemOutOrNull => memory_kind(n, &val, MEMORY_OUT),
+            Arg::Word => self.word(state, reg, val, call),
+            Arg::Task => task(n, &val),
         }
     }
 
@@ -187,9 +201,15 @@ impl Verifier<'_> {
             return access(format!("R{n} unbounded memory access, use 'var &= const' or 'if (var < const)'"));
         }
         call.size = range.umax as u32;
-        let written = helper::proto(call.id).is_some_and(|p| p.args.get(n - 2) == Some(&Arg::MemOut));
+        call.known_size = size.num.bits.value;
+        let memory = helper::proto(call.id).and_then(|p| p.args.get(n - 2));
+        if ptr.is_null() {
+            let optional = matches!(memory, Some(Arg::MemOrNull | Arg::MemOutOrNull));
+            let nothing = optional && range.umax == 0;
+            return if nothing { Ok(()) } else { mismatch(n - 1, &ptr, "fp") };
+        }
         let sure = if super::helper::fills(call.id) { range.umin as u32 } else { 0 };
-        let written = written.then_some(sure);
+        let written = matches!(memory, Some(Arg::MemOut | Arg::MemOutOrNull)).then_some(sure);
         self.memory_argument(state, ptr_reg, ptr, range.umax as u32, written, call)
     }
 
@@ -218,6 +238,14 @@ impl Verifier<'_> {
         self.check(call.at, &span, if written.is_some() { Use::Write } else { Use::Read })
     }
 
+    /// An aligned u64 that is written.
+    fn word(&mut self, state: &mut State, reg: Reg, val: Val, call: &mut Call) -> Check {
+        memory_kind(reg.index(), &val, MEMORY_OUT)?;
+        self.memory_argument(state, reg, val, 8, Some(0), call)?;
+        let span = Span { reg: reg.index(), ptr: val, off: 0, size: 8 };
+        self.aligned(&span, if matches!(val.kind, Kind::Stack(_)) { "stack " } else { "value " })
+    }
+
     fn record_argument(&mut self, state: &State, n: usize, val: &Val, call: &mut Call) -> Check {
         if !matches!(val.kind, Kind::Record(_)) || val.nullable {
             return mismatch(n, val, "ringbuf_mem");
@@ -238,7 +266,8 @@ impl Verifier<'_> {
         Ok(())
     }
 
-    fn string_argument(&mut self, n: usize, val: &Val) -> Check {
+    /// The bytes of a constant string, terminator included.
+    fn string_argument(&mut self, n: usize, val: &Val) -> Check<Vec<u8>> {
         let Kind::MapValue(map) = val.kind else { return mismatch(n, val, "map_value") };
         let facts = self.map(map);
         if facts.map_type != BPF_MAP_TYPE_ARRAY || facts.flags & RDONLY_PROG == 0 || !facts.frozen {
@@ -250,8 +279,27 @@ impl Verifier<'_> {
         let Ok(start) = u32::try_from(start) else {
             return access(format!("R{n} is not a constant address'"));
         };
-        let ends = (start..facts.value_size).any(|off| self.env.rodata(map, off, 1) == Some(0));
-        if ends { Ok(()) } else { invalid("string is not zero-terminated".into()) }
+        let bytes = (start..facts.value_size).map_while(|off| self.env.rodata(map, off, 1).map(|b| b as u8));
+        let mut text: Vec<u8> = bytes.collect();
+        match text.iter().position(|b| *b == 0) {
+            Some(end) => {
+                text.truncate(end + 1);
+                Ok(text)
+            }
+            None => invalid("string is not zero-terminated".into()),
+        }
+    }
+}
+
+/// A task, unmodified.
+fn task(n: usize, val: &Val) -> Check {
+    match val.kind {
+        Kind::Object(Object::Task) if val.fixed_off() == Some(0) => Ok(()),
+        Kind::Object(object) => {
+            let (got, task) = (object.name(), Object::Task.name());
+            access(format!("R{n} is of type {got} but {task} is expected"))
+        }
+        _ => mismatch(n, val, "ptr_, trusted_ptr_, rcu_ptr_"),
     }
 }
 

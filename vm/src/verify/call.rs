@@ -3,7 +3,7 @@
 use super::args::Call;
 use super::error::{Check, Errno, Fail, Refusal, access, invalid};
 use super::explore::{Next, Verifier};
-use super::helper::clobber;
+use super::helper::{clobber, not_here};
 use super::live::Live;
 use super::prune;
 use super::state::{Byte, Callback, Frame, Round, SLOT, Slot, State};
@@ -20,7 +20,7 @@ impl Verifier<'_> {
     pub fn call(&mut self, state: &mut State, at: usize, callee: Callee) -> Check<Next> {
         match callee {
             Callee::Helper(helper) => self.call_helper(state, at, helper),
-            Callee::Poisoned(_, id) => invalid(format!("invalid func unknown#{id}")),
+            Callee::Poisoned(_, id) => not_here(id),
             Callee::Func(func) => self.call_func(state, at, func as usize),
         }
     }

@@ -139,6 +139,7 @@ impl<'a> Verifier<'a> {
     /// not seem to. A refusal stands in any case: cutting paths short adds no states.
     pub fn run(&mut self) -> Result<(), Refusal> {
         self.all_reachable()?;
+        self.may_sleep()?;
         for round in 1.. {
             self.walk()?;
             if !(self.outdated && self.lenient) {

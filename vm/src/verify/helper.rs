@@ -1,15 +1,18 @@
 //! Helper calls: licence, which maps go with which helper, results.
 
 use super::args::Call;
-use super::error::{Check, Errno, Fail, invalid};
+use super::error::{Check, Errno, Fail, Refusal, invalid};
 use super::explore::{Next, Verifier};
 use super::num::Scalar;
 use super::state::{Reference, State};
-use super::value::{Kind, Val};
+use super::value::{Kind, Object, Val};
 use crate::isa::{MapIdx, Reg};
+use bpftime_abi::format;
 use bpftime_abi::helper::{self, Proto, Ret, id};
 use bpftime_abi::map_type::*;
-use bpftime_abi::prog_type::{BPF_PROG_TYPE_KPROBE, BPF_PROG_TYPE_SOCKET_FILTER};
+use bpftime_abi::prog_type::{
+    BPF_PROG_TYPE_KPROBE, BPF_PROG_TYPE_SOCKET_FILTER, BPF_PROG_TYPE_SYSCALL, BPF_PROG_TYPE_TRACING,
+};
 
 /// The lowest errno a helper returns is minus this.
 const MAX_ERRNO: i64 = 4095;
@@ -61,6 +64,28 @@ pub(super) fn compatible(helper: u32, map_type: u32) -> bool {
     by_map && by_helper
 }
 
+/// Helpers that only sleepable programs may call.
+const SLEEPS: &[u32] = &[id::copy_from_user, id::copy_from_user_task];
+
+/// A helper that programs cannot have.
+pub(super) fn not_here<T>(helper: u32) -> Check<T> {
+    match helper::full_name(helper) {
+        Some(name) => invalid(format!("program of this type cannot use helper {name}#{helper}")),
+        None => invalid(format!("invalid func unknown#{helper}")),
+    }
+}
+
+/// Whether the values of a bpf_snprintf go with its format.
+fn printed(call: &Call) -> Check {
+    let wanted = call.string.as_deref().map(format::count);
+    let given = call.known_size;
+    match wanted {
+        // More values than are printed do no harm.
+        Some(Ok(n)) if given.is_multiple_of(8) && n as u64 <= given / 8 => Ok(()),
+        _ => invalid("Invalid format string".into()),
+    }
+}
+
 /// Whether programs of this type may call the helper, as the kernel answers (tests/verify/programs.rs).
 fn allowed(helper: u32, prog_type: u32) -> bool {
     const TRACING: &[u32] =
@@ -79,10 +104,24 @@ pub(super) fn fills(helper: u32) -> bool {
 }
 
 impl Verifier<'_> {
+    /// Whether programs of this type may sleep, if this one wants to.
+    pub fn may_sleep(&self) -> Result<(), Refusal> {
+        const SLEEPERS: &[u32] = &[BPF_PROG_TYPE_KPROBE, BPF_PROG_TYPE_TRACING, BPF_PROG_TYPE_SYSCALL];
+        let kind = self.env.prog_type();
+        let reason = if self.env.sleepable() && !SLEEPERS.contains(&kind) {
+            "Only fentry/fexit/fmod_ret, lsm, iter, uprobe, and struct_ops programs can be sleepable"
+        } else if !self.env.sleepable() && kind == BPF_PROG_TYPE_SYSCALL {
+            "Syscall programs can only be sleepable"
+        } else {
+            return Ok(());
+        };
+        Err(Refusal::of_program(Errno::Invalid, 0, reason.into()))
+    }
+
     pub fn call_helper(&mut self, state: &mut State, at: usize, helper: u32) -> Check<Next> {
         let proto = match helper::proto(helper) {
             Some(proto) if self.env.helper_exists(helper) => proto,
-            _ => return invalid(format!("invalid func unknown#{helper}")),
+            _ => return not_here(helper),
         };
         if !allowed(helper, self.env.prog_type()) {
             let (name, kind) = (helper::full_name(helper).unwrap_or("unknown"), self.env.prog_type());
@@ -95,8 +134,14 @@ impl Verifier<'_> {
         if proto.gpl_only && !self.env.gpl() {
             return invalid("cannot call GPL-restricted function from non-GPL compatible program".into());
         }
+        if SLEEPS.contains(&helper) && !self.env.sleepable() {
+            return invalid("helper call might sleep in a non-sleepable prog".into());
+        }
         let mut call = Call::new(at, helper);
         self.arguments(state, proto, &mut call)?;
+        if helper == id::snprintf {
+            printed(&call)?;
+        }
         if call.released != 0 {
             release(state, call.released);
         }
@@ -122,6 +167,8 @@ impl Verifier<'_> {
                 let kind = if in_map { Kind::Map(map.inner()) } else { Kind::MapValue(map) };
                 Val { nullable: true, id, ..Val::pointer(kind) }
             }
+            Ret::Task => Val::pointer(Kind::Object(Object::Task)),
+            Ret::Registers => Val::pointer(Kind::Object(Object::Registers)),
             Ret::RecordOrNull => {
                 self.fresh_id();
                 let id = self.fresh_id();

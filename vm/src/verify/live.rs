@@ -283,15 +283,17 @@ impl Effect {
         let bytes = match protos[n] {
             Arg::MapKey => map_sizes.map(|(key, _)| i64::from(key)),
             Arg::MapValue => map_sizes.map(|(_, value)| i64::from(value)),
-            Arg::Mem | Arg::MemOut => next.filter(|n| (0..=-FP_MIN).contains(n)),
+            Arg::Mem | Arg::MemOrNull | Arg::MemOut | Arg::MemOutOrNull => {
+                next.filter(|n| (0..=-FP_MIN).contains(n))
+            }
             _ => None,
         };
         match (protos[n], bytes) {
-            (Arg::MemOut, Some(size)) if super::helper::fills(id) => {
+            (Arg::MemOut | Arg::MemOutOrNull, Some(size)) if super::helper::fills(id) => {
                 self.slots_written |= inside(off, off + size);
             }
             // Written at most; a slot is only dead where it is surely written.
-            (Arg::MemOut, _) => {}
+            (Arg::MemOut | Arg::MemOutOrNull | Arg::Word, _) => {}
             // The callback may move the address up and down.
             (Arg::CallbackCtx, _) => self.slots_read = ALL,
             (_, Some(size)) => self.slots_read |= overlapped(off, off + size),

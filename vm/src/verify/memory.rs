@@ -4,7 +4,7 @@ use super::error::{Check, access};
 use super::explore::{Verifier, loaded};
 use super::facts::{Access, Region};
 use super::state::State;
-use super::value::{Kind, Val};
+use super::value::{Kind, Object, Val};
 use crate::isa::{AtomicOp, MapIdx, Op, Operand, Reg, Size};
 
 /// `BPF_F_RDONLY_PROG` and `BPF_F_WRONLY_PROG`.
@@ -186,6 +186,7 @@ impl Verifier<'_> {
             Kind::Record(limit) => inside(span, i64::from(limit), |off, size| {
                 format!("invalid access to memory, mem_size={limit} off={off} size={size}")
             }),
+            Kind::Object(object) => read_object(object, span, usage),
             Kind::Stack(_) | Kind::NotInit | Kind::Scalar | Kind::Map(_) | Kind::Func(_) => {
                 access(format!("R{reg} invalid mem access '{}'", ptr.type_name()))
             }
@@ -223,6 +224,31 @@ impl Verifier<'_> {
         let (off, fixed, size) = (span.ptr.off, span.off, span.size);
         access(format!("misaligned {what}access off {var}+{off}+{fixed} size {size}"))
     }
+}
+
+/// A read of an object that stands for one of the kernel's.
+fn read_object(object: Object, span: &Span, usage: Use) -> Check {
+    let (reg, name) = (span.reg, object.name());
+    if usage == Use::Write {
+        return access("only read is supported".into());
+    }
+    if span.ptr.num.constant().is_none() {
+        let (off, bits) = (span.fixed(), span.ptr.num.bits);
+        let var = format!("var_off=({:#x}; {:#x})", bits.value, bits.mask);
+        return access(format!("R{reg} is ptr_{name} invalid variable offset: off={off}, {var}"));
+    }
+    let (off, size) = (span.start().unwrap_or(i64::MAX), span.size);
+    if off < 0 {
+        return access(format!("R{reg} is ptr_{name} invalid negative access: off={off}"));
+    }
+    let Some(limit) = object.size() else {
+        let hint = "members of a task are read with bpf_probe_read_kernel (BPF_CORE_READ)";
+        return access(format!("R{reg} invalid mem access 'ptr_{name}': {hint}"));
+    };
+    if off.saturating_add(size) > limit {
+        return access(format!("access beyond struct {name} at off {off} size {size}"));
+    }
+    Ok(())
 }
 
 /// Whether all bytes of a span, wherever it begins, are inside of `limit` bytes.

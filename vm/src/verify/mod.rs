@@ -75,6 +75,10 @@ pub trait VerifyEnv {
     fn gpl(&self) -> bool;
     /// `attr.expected_attach_type`.
     fn expected_attach_type(&self) -> u32;
+    /// Whether the program may sleep (`BPF_F_SLEEPABLE`).
+    fn sleepable(&self) -> bool {
+        false
+    }
     /// Whether programs may call this helper.
     fn helper_exists(&self, id: u32) -> bool;
 }

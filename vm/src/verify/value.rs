@@ -2,6 +2,7 @@
 
 use super::num::Scalar;
 use crate::isa::MapIdx;
+use bpftime_abi::helper::REGISTERS_SIZE;
 use std::fmt;
 
 /// Kinds of values. Everything but the first two is an address.
@@ -25,6 +26,35 @@ pub enum Kind {
     Record(u32),
     /// A function of the program.
     Func(u32),
+    /// What stands for an object of the kernel here: read-only.
+    Object(Object),
+}
+
+/// Objects that helpers hand out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Object {
+    /// A task.
+    Task,
+    /// Its registers.
+    Registers,
+}
+
+impl Object {
+    /// The kernel's name of the type.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Object::Task => "task_struct",
+            Object::Registers => "pt_regs",
+        }
+    }
+
+    /// Bytes that loads may read. A task is not in memory: only the probe_read helpers see into it.
+    pub const fn size(self) -> Option<i64> {
+        match self {
+            Object::Task => None,
+            Object::Registers => Some(REGISTERS_SIZE as i64),
+        }
+    }
 }
 
 /// A value: a kind, and for addresses how far they were moved.
@@ -107,6 +137,8 @@ impl Val {
             (Kind::Record(_), false) => "ringbuf_mem",
             (Kind::Record(_), true) => "ringbuf_mem_or_null",
             (Kind::Func(_), _) => "func",
+            (Kind::Object(Object::Task), _) => "trusted_ptr_",
+            (Kind::Object(Object::Registers), _) => "ptr_",
         }
     }
 }

@@ -21,6 +21,7 @@ pub struct World {
     pub maps: Vec<TestMap>,
     pub prog_type: u32,
     pub gpl: bool,
+    pub sleepable: bool,
     pub attach_type: u32,
     /// Descriptor of each map; `FIRST_FD` and on if empty.
     pub fds: Vec<i32>,
@@ -28,7 +29,7 @@ pub struct World {
 
 impl World {
     pub fn new(prog_type: u32, maps: Vec<TestMap>) -> World {
-        World { maps, prog_type, gpl: true, attach_type: 0, fds: Vec::new() }
+        World { maps, prog_type, gpl: true, sleepable: false, attach_type: 0, fds: Vec::new() }
     }
 }
 
@@ -71,6 +72,9 @@ impl VerifyEnv for World {
     }
     fn expected_attach_type(&self) -> u32 {
         self.attach_type
+    }
+    fn sleepable(&self) -> bool {
+        self.sleepable
     }
     fn helper_exists(&self, id: u32) -> bool {
         bpftime_abi::helper::exists(id)

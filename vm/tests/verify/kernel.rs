@@ -12,6 +12,7 @@ const MAP_UPDATE: libc::c_int = 2;
 const PROG_LOAD: libc::c_int = 5;
 const BTF_LOAD: libc::c_int = 18;
 const MAP_FREEZE: libc::c_int = 22;
+const BPF_F_SLEEPABLE: u32 = 1 << 4;
 
 fn bpf<T>(command: libc::c_int, attr: &mut T) -> io::Result<libc::c_long> {
     // SAFETY: `attr` is a bpf_attr prefix of the size passed; pointers in it outlive the call.
@@ -97,6 +98,7 @@ impl Kernel {
             log_size: log.len() as u32,
             log_buf: if level == 0 { 0 } else { log.as_mut_ptr().expose_provenance() as u64 },
             expected_attach_type: world.attach_type,
+            prog_flags: if world.sleepable { BPF_F_SLEEPABLE } else { 0 },
             ..ProgLoad::default()
         };
         if with_types {

@@ -1,12 +1,17 @@
 //! The helpers: `abi::helper` names them, one function each here. A row without a function does not compile.
 
 pub mod control;
+mod format;
 pub mod map;
+pub mod number;
+pub mod print;
 pub mod probe;
 pub mod ring;
+pub mod signal;
 pub mod stack;
 pub mod task;
 pub mod time;
+pub mod user;
 pub mod walk;
 
 use super::image::Func;
@@ -27,6 +32,8 @@ use map::{
     map_delete_elem, map_lookup_elem, map_lookup_percpu_elem, map_peek_elem, map_pop_elem, map_push_elem,
     map_update_elem, tail_call,
 };
+use number::{strtol, strtoul};
+use print::{snprintf, trace_printk, trace_vprintk};
 use probe::{
     probe_read, probe_read_kernel, probe_read_kernel_str, probe_read_str, probe_read_user,
     probe_read_user_str,
@@ -34,13 +41,16 @@ use probe::{
 use ring::{
     perf_event_output, ringbuf_discard, ringbuf_output, ringbuf_query, ringbuf_reserve, ringbuf_submit,
 };
-use stack::{get_stack, get_stackid};
+use signal::{send_signal, send_signal_thread};
+use stack::{get_stack, get_stackid, get_task_stack};
 use task::{
-    current_task_under_cgroup, get_attach_cookie, get_current_cgroup_id, get_current_comm,
-    get_current_pid_tgid, get_current_task, get_current_uid_gid, get_func_ip, get_prandom_u32,
-    get_smp_processor_id,
+    current_task_under_cgroup, get_attach_cookie, get_current_ancestor_cgroup_id, get_current_cgroup_id,
+    get_current_comm, get_current_pid_tgid, get_current_task, get_current_task_btf, get_current_uid_gid,
+    get_func_ip, get_ns_current_pid_tgid, get_numa_node_id, get_prandom_u32, get_smp_processor_id,
+    task_pt_regs,
 };
 use time::{jiffies64, ktime_get_boot_ns, ktime_get_coarse_ns, ktime_get_ns, ktime_get_tai_ns};
+use user::{copy_from_user, copy_from_user_task, probe_write_user};
 use walk::{bpf_loop, for_each_map_elem, strncmp};
 
 macro_rules! addresses {

@@ -3,7 +3,7 @@
 //! the kernel's do for its own.
 
 use super::{EFAULT, EINVAL, helper};
-use crate::arch::copy;
+use crate::arch::{copy, sys};
 use crate::run::{Reads, Run, shadow};
 use crate::signals;
 use bpftime_abi::task::Place;
@@ -33,13 +33,36 @@ fn copy_in(run: &mut Run, dst: *mut u8, src: u64, len: usize) -> bool {
     }
 }
 
+/// Copies `len` bytes to where nothing may be; tells whether all could be written.
+pub(super) fn copy_out(run: &mut Run, dst: u64, src: *const u8, len: usize) -> bool {
+    // SAFETY: src has len bytes by the helper's contract; dst may be anything, both copies survive a fault.
+    unsafe {
+        match reads(run) {
+            Reads::Guarded => copy::probe_read(dst as *mut u8, src, len) == 0,
+            Reads::ByKernel => write_by_kernel(dst, src, len),
+            _ => false,
+        }
+    }
+}
+
+/// # Safety
+/// `src` has `len` bytes.
+unsafe fn write_by_kernel(dst: u64, src: *const u8, len: usize) -> bool {
+    let local = libc::iovec { iov_base: src.cast_mut().cast(), iov_len: len };
+    let remote = libc::iovec { iov_base: dst as *mut _, iov_len: len };
+    let me = sys::getpid() as usize;
+    let args = [me, &raw const local as usize, 1, &raw const remote as usize, 1, 0];
+    // SAFETY: the kernel checks both ranges.
+    unsafe { sys::syscall(libc::SYS_process_vm_writev, args) == len as isize }
+}
+
 /// Reads 8-byte words at `addr`.
 pub fn read_words(run: &mut Run, addr: u64, out: &mut [u64]) -> bool {
     copy_in(run, out.as_mut_ptr().cast(), addr, size_of_val(out))
 }
 
 /// On a fault the kernel zeroes the whole destination.
-fn read(run: &mut Run, dst: u64, len: u64, src: u64) -> u64 {
+pub(super) fn read(run: &mut Run, dst: u64, len: u64, src: u64) -> u64 {
     let len = len as u32 as usize;
     if copy_in(run, dst as *mut u8, src, len) {
         return 0;
@@ -72,7 +95,7 @@ fn read_kernel_str(run: &mut Run, dst: u64, len: u64, src: u64) -> u64 {
 }
 
 /// Length including the terminator, at most `len`; the string is always terminated.
-fn read_str(run: &mut Run, dst: u64, len: u64, src: u64) -> u64 {
+pub(super) fn read_str(run: &mut Run, dst: u64, len: u64, src: u64) -> u64 {
     let len = len as u32 as usize;
     if len == 0 {
         return EINVAL;

@@ -1,4 +1,4 @@
-//! Stacks: helpers 27 and 67. Kernel stacks do not exist here: asking for one gives `-EFAULT`, as the kernel gives for a
+//! Stacks: helpers 27, 67 and 141. Kernel stacks do not exist here: asking for one gives `-EFAULT`, as the kernel gives for a
 //! task that has none.
 
 use super::map::map_of;
@@ -24,6 +24,14 @@ helper! {
             return EFAULT;
         }
         stacks.stack_insert(&ips[skip..n], flags) as u64
+    }
+}
+
+helper! {
+    /// 141 `get_task_stack(task, buf, size, flags)`: of the only task there is, the current one.
+    fn get_task_stack(run, task, buf, size, flags) {
+        // SAFETY: the same contract for buf and size.
+        unsafe { get_stack(0, buf, size, flags, 0, run) }
     }
 }
 

@@ -1,9 +1,11 @@
-//! Who and where: helpers 7, 8, 14-16, 35, 37, 80, 173, 174.
+//! Who and where: helpers 7, 8, 14-16, 35, 37, 42, 80, 120, 123, 158, 173-175.
 
 use super::map::map_of;
 use super::{EINVAL, errno, helper};
+use crate::arch::PtRegs;
 use crate::arch::sys::syscall;
-use crate::run::{Run, shadow};
+use crate::run::{Run, process, shadow};
+use bpftime_abi::helper::REGISTERS_SIZE;
 use rustix::io::Errno;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -50,15 +52,21 @@ helper! {
 /// `TASK_COMM_LEN`.
 const COMM_LEN: usize = 16;
 
+/// The thread's name, zero padded.
+pub(super) fn comm() -> [u8; COMM_LEN] {
+    let mut comm = [0u8; COMM_LEN];
+    // SAFETY: PR_GET_NAME writes at most 16 bytes.
+    unsafe { syscall(libc::SYS_prctl, [libc::PR_GET_NAME as usize, comm.as_mut_ptr() as usize, 0, 0, 0, 0]) };
+    comm
+}
+
 helper! {
     /// 16 `get_current_comm(buf, size)`: the thread's name, zero padded.
     fn get_current_comm(run, buf, size) {
         if size == 0 {
             return EINVAL;
         }
-        let mut comm = [0u8; COMM_LEN];
-        // SAFETY: PR_GET_NAME writes at most 16 bytes.
-        unsafe { syscall(libc::SYS_prctl, [libc::PR_GET_NAME as usize, comm.as_mut_ptr() as usize, 0, 0, 0, 0]) };
+        let comm = comm();
         let len = comm.iter().position(|b| *b == 0).unwrap_or(COMM_LEN - 1).min(size as usize - 1);
         // SAFETY: buf has room for size bytes by the helper's contract; len < size.
         unsafe {
@@ -70,8 +78,56 @@ helper! {
 }
 
 helper! {
+    /// 42 `get_numa_node_id()`.
+    fn get_numa_node_id(run) { process::current_node().into() }
+}
+
+/// Device and inode of this process's pid namespace; 0 while unknown.
+static PID_NAMESPACE: [AtomicU64; 2] = [const { AtomicU64::new(0) }; 2];
+
+/// Looks the pid namespace up; the control thread calls it at start and after fork.
+pub fn read_pid_namespace() {
+    let Ok(st) = rustix::fs::stat("/proc/self/ns/pid") else { return };
+    PID_NAMESPACE[0].store(st.st_dev, Ordering::Relaxed);
+    PID_NAMESPACE[1].store(st.st_ino, Ordering::Relaxed);
+}
+
+helper! {
+    /// 120 `get_ns_current_pid_tgid(dev, ino, nsdata, size)`: pid and tgid if the namespace is the thread's own.
+    fn get_ns_current_pid_tgid(run, dev, ino, data, size) {
+        let known = [dev, ino] == [0, 1].map(|n: usize| PID_NAMESPACE[n].load(Ordering::Relaxed));
+        // SAFETY: data has room for size bytes by the helper's contract.
+        unsafe {
+            if size != 8 || !known {
+                std::ptr::write_bytes(data as *mut u8, 0, size as u32 as usize);
+                return EINVAL;
+            }
+            let ids = [run.tid(), (run.header.pid_tgid >> 32) as u32];
+            (data as *mut [u32; 2]).write_unaligned(ids);
+        }
+        0
+    }
+}
+
+helper! {
     /// 35 `get_current_task()`.
     fn get_current_task(run) { shadow::current(run) }
+}
+
+helper! {
+    /// 158 `get_current_task_btf()`.
+    fn get_current_task_btf(run) { shadow::current(run) }
+}
+
+/// The registers of a program that the tool runs itself.
+static NO_REGISTERS: [u64; REGISTERS_SIZE as usize / 8] = [0; REGISTERS_SIZE as usize / 8];
+const _: () = assert!(size_of::<PtRegs>() == REGISTERS_SIZE as usize);
+
+helper! {
+    /// 175 `task_pt_regs(task)`: the registers at the event.
+    fn task_pt_regs(run, task) {
+        run.regs().map_or(NO_REGISTERS.as_ptr() as u64, |regs| std::ptr::from_ref(regs) as u64)
+    }
 }
 
 /// Deepest cgroup whose ancestors are remembered.
@@ -100,6 +156,15 @@ helper! {
 /// The id of this process's cgroup.
 pub fn cgroup_id() -> u64 {
     CGROUPS[0].load(Ordering::Relaxed).max(1)
+}
+
+helper! {
+    /// 123 `get_current_ancestor_cgroup_id(level)`: the id of the ancestor at this depth, the root being 0; 0 below.
+    fn get_current_ancestor_cgroup_id(run, level) {
+        let depth = CGROUPS.iter().take_while(|c| c.load(Ordering::Relaxed) != 0).count();
+        let above = depth.checked_sub(1).and_then(|d| d.checked_sub(level as u32 as usize));
+        above.map_or(0, |n| CGROUPS[n].load(Ordering::Relaxed))
+    }
 }
 
 helper! {
