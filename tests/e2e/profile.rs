@@ -135,6 +135,32 @@ fn a_clock_on_one_cpu_ticks_in_the_tool_whether_anything_runs_or_not() {
 }
 
 #[test]
+fn probes_and_samples_do_not_wait_for_each_other() {
+    let s = Scratch::new();
+    let exe = s.compile("targets/threads.c", "threads", &[]);
+    let mut cmd = s.target(&exe);
+    cmd.arg("8");
+    let mut busy = Running::start(cmd);
+    busy.wait_for("RUNNING");
+    let mut cmd = s.tool(s.compile("tools/probe.c", "probe", &["-w"]));
+    let work = bpftime_tests::symbol_offset(&exe, "work").to_string();
+    cmd.arg("count");
+    for kind in ["entry", "ret"] {
+        cmd.arg(kind).arg(&exe).arg(&work);
+    }
+    let mut probes = Running::start(cmd);
+    probes.wait_for("READY");
+    let tool = tool(&s, &["sample", "1997", "-1"]);
+    std::thread::sleep(Duration::from_millis(1500));
+    let seen = samples(tool);
+    assert!(seen.get(&(busy.pid() as u64)).is_some_and(|(n, _)| *n > 100), "{seen:?}");
+    probes.signal(libc::SIGTERM);
+    assert!(probes.finish(LIMIT).status.success());
+    let f = busy.finish(LIMIT);
+    assert!(f.status.success() && f.stdout.contains("ERRORS 0"), "{f:?}");
+}
+
+#[test]
 fn clock_events_answer_as_the_kernels_do() {
     let s = Scratch::new();
     let exe = s.compile("tools/events.c", "events", &["-w"]);

@@ -1,5 +1,5 @@
 // Ten thousand functions of 32 bytes each, from `first` on. Reads lines: `a` calls each once; `v` prints what the first
-// returns for 1; `f` forks by a bare system call a child that calls the first every millisecond for ten seconds; `c` closes
+// returns for 1; `s` prints the semaphore; `f` forks by a bare system call a child that calls the first every millisecond for ten seconds; `c` closes
 // every descriptor the program does not know; anything else prints whether their bytes are as at start.
 #define _GNU_SOURCE
 #include <stdio.h>
@@ -15,6 +15,7 @@ __asm__(".text\n.globl first\n.type first,@function\n.p2align 5\nfirst:\n"
 extern int first(int);
 
 static unsigned char before[N * SIZE];
+volatile unsigned short semaphore __attribute__((section(".probes"), used));
 
 int main(void) {
   const char *code = (const char *)first;
@@ -29,6 +30,8 @@ int main(void) {
       printf("called errors %ld\n", bad);
     } else if (*line == 'v') {
       printf("value %d\n", first(1));
+    } else if (*line == 's') {
+      printf("semaphore %d\n", semaphore);
     } else if (*line == 'c') {
       printf("closed %ld\n", syscall(SYS_close_range, 3, ~0u, 0));
     } else if (*line == 'f') {

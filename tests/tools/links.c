@@ -4,7 +4,7 @@
 //   links multi PATH FIRST STEP N [PID]    one uprobe_multi link on N functions; READY ns; on SIGTERM: COUNT n
 //   links perf PATH FIRST STEP N           the same as N perf links
 //   links override PATH OFFSET VALUE RET   bpf_override_return(VALUE) at OFFSET (RET 1: return probe); ATTACHED errno
-//   links pulse PATH OFFSET                a link; for each line read COUNT n, for the line `close` it is closed first
+//   links pulse PATH OFFSET [SEMAPHORE]    a link; for each line read COUNT n, for the line `close` it is closed first
 //   links churn N                          makes and closes N maps, programs and links; GROWTH descriptors kilobytes
 //   links full                             makes maps until no descriptor is left, closes them, does it again
 #define _GNU_SOURCE
@@ -274,9 +274,9 @@ static void override(const char *path, uint64_t offset, int with, int ret) {
   while (!stop) pause();
 }
 
-static void pulse(const char *path, uint64_t offset) {
+static void pulse(const char *path, uint64_t offset, uint64_t ref) {
   int map = map_create(), prog = load(map, 0, BPF_PROG_TYPE_KPROBE, 0, 0);
-  int ev = uprobe_event(path, offset, 0, 0), link = perf_link(ev, prog, 0);
+  int ev = uprobe_event(path, offset, 0, ref), link = perf_link(ev, prog, 0);
   if (link < 0) die("LINK_CREATE");
   puts("READY");
   fflush(stdout);
@@ -341,7 +341,7 @@ int main(int argc, char **argv) {
   else if (argc > 5 && !strcmp(what, "multi")) many(argc, argv, 1);
   else if (argc > 5 && !strcmp(what, "perf")) many(argc, argv, 0);
   else if (argc > 5 && !strcmp(what, "override")) override(argv[2], strtoull(argv[3], 0, 0), atoi(argv[4]), atoi(argv[5]));
-  else if (argc > 3 && !strcmp(what, "pulse")) pulse(argv[2], strtoull(argv[3], 0, 0));
+  else if (argc > 3 && !strcmp(what, "pulse")) pulse(argv[2], strtoull(argv[3], 0, 0), argc > 4 ? strtoull(argv[4], 0, 0) : 0);
   else if (argc > 2 && !strcmp(what, "churn")) churn(atoi(argv[2]));
   else if (argc > 1 && !strcmp(what, "full")) full();
   else { fprintf(stderr, "usage\n"); return 2; }

@@ -184,7 +184,7 @@ fn run(bound: &Bound, who: &Who, hit: &Hit) -> Option<End> {
     // SAFETY: the owner of `bound` keeps what it points to.
     let (page, owner) = unsafe { (&*bound.page, &*bound.owner) };
     let owner = OwnerWord::new(owner.load(Ordering::Relaxed), who.thread);
-    let cpu = page.acquire(process::current_cpu(), owner, process::thread_alive)?;
+    let cpu = page.acquire(process::current_cpu(), owner, process::thread_alive, || who.block.depth() > 1)?;
     let mut run = Run {
         header: RunHeader {
             fuel: FUEL,

@@ -109,8 +109,11 @@ pub(crate) unsafe fn on_timer(info: *const libc::siginfo_t, uc: &libc::ucontext_
     if info.value & !PERIOD != MARK {
         return false;
     }
+    // In a run, of a probe or of an earlier sample, nothing is taken, as in the kernel: this one could wait for a CPU slot
+    // that somebody gives back only when the interrupted one has gone on, and signals would nest without end.
     if let Some(block) = ThreadBlock::current()
         && block.mute.load(Ordering::Relaxed) == 0
+        && block.depth() == 0
     {
         block.enter();
         sample(block, info.value & PERIOD, info.overrun.clamp(0, AT_ONCE) + 1, uc);

@@ -238,12 +238,19 @@ impl Page {
 
     /// Takes a CPU slot for `me`, preferably `cpu`'s own. `None` after a bounded wait, which [`Page::missed`] counts.
     ///
-    /// Async-signal-safe: a signal handler that interrupts a run takes another slot. `alive` tells whether a thread of
-    /// the caller's own process still exists; slots of other processes are freed by the tool ([`Page::recover`]).
+    /// Async-signal-safe: a signal handler that interrupts a run takes another slot. It does not wait for one, which is what
+    /// `nested` asks: the interrupted run holds a slot that others may be waiting for. `alive` tells whether a thread of the
+    /// caller's own process still exists; slots of other processes are freed by the tool ([`Page::recover`]).
     #[inline]
-    pub fn acquire(&self, cpu: u32, me: OwnerWord, alive: impl Fn(u32) -> bool) -> Option<u32> {
+    pub fn acquire(
+        &self,
+        cpu: u32,
+        me: OwnerWord,
+        alive: impl Fn(u32) -> bool,
+        nested: impl Fn() -> bool,
+    ) -> Option<u32> {
         let cpu = if cpu < self.slots { cpu } else { cpu % self.slots };
-        if self.try_slot(cpu, me) { Some(cpu) } else { self.acquire_slow(cpu, me, alive) }
+        if self.try_slot(cpu, me) { Some(cpu) } else { self.acquire_slow(cpu, me, alive, nested) }
     }
 
     #[inline]
@@ -253,10 +260,17 @@ impl Page {
     }
 
     #[cold]
-    fn acquire_slow(&self, cpu: u32, me: OwnerWord, alive: impl Fn(u32) -> bool) -> Option<u32> {
+    fn acquire_slow(
+        &self,
+        cpu: u32,
+        me: OwnerWord,
+        alive: impl Fn(u32) -> bool,
+        nested: impl Fn() -> bool,
+    ) -> Option<u32> {
         // A run takes microseconds; the owner of a slot may be off its CPU for some scheduler ticks.
         const ROUNDS: u32 = 4000;
-        for round in 0..ROUNDS {
+        let rounds = if nested() { 1 } else { ROUNDS };
+        for round in 0..rounds {
             for i in 0..self.slots {
                 let i = (cpu + i) % self.slots;
                 if self.try_slot(i, me) {
@@ -367,25 +381,33 @@ mod tests {
     #[test]
     fn a_taken_slot_sends_the_next_run_to_another() {
         let (_fd, page) = Page::create(2).unwrap();
-        assert_eq!(page.acquire(1, me(1, 10), |_| true), Some(1));
-        assert_eq!(page.acquire(1, me(1, 11), |_| true), Some(0));
+        assert_eq!(page.acquire(1, me(1, 10), |_| true, || false), Some(1));
+        assert_eq!(page.acquire(1, me(1, 11), |_| true, || false), Some(0));
         page.release(1);
-        assert_eq!(page.acquire(1, me(1, 12), |_| true), Some(1));
+        assert_eq!(page.acquire(1, me(1, 12), |_| true, || false), Some(1));
     }
 
     #[test]
     fn a_thread_that_owns_all_slots_does_not_wait_for_itself() {
         let (_fd, page) = Page::create(1).unwrap();
-        assert_eq!(page.acquire(0, me(1, 10), |_| true), Some(0));
-        assert_eq!(page.acquire(0, me(1, 10), |_| true), None);
+        assert_eq!(page.acquire(0, me(1, 10), |_| true, || false), Some(0));
+        assert_eq!(page.acquire(0, me(1, 10), |_| true, || false), None);
         assert_eq!(page.missed(), 1);
+    }
+
+    #[test]
+    fn a_run_inside_a_run_does_not_wait() {
+        let (_fd, page) = Page::create(2).unwrap();
+        assert_eq!(page.acquire(0, me(1, 10), |_| true, || false), Some(0));
+        assert_eq!(page.acquire(0, me(1, 10), |_| true, || true), Some(1));
+        assert_eq!(page.acquire(0, me(1, 11), |_| true, || true), None);
     }
 
     #[test]
     fn slots_of_dead_threads_and_processes_come_back() {
         let (_fd, page) = Page::create(1).unwrap();
-        assert_eq!(page.acquire(0, me(1, 10), |_| true), Some(0));
-        assert_eq!(page.acquire(0, me(1, 11), |tid| tid != 10), Some(0));
+        assert_eq!(page.acquire(0, me(1, 10), |_| true, || false), Some(0));
+        assert_eq!(page.acquire(0, me(1, 11), |tid| tid != 10, || false), Some(0));
         page.recover(2);
         assert!(!page.try_slot(0, me(3, 1)));
         page.recover(1);
@@ -409,8 +431,8 @@ mod tests {
         let (fd, page) = Page::create(4).unwrap();
         let other = Page::open(&fd).unwrap();
         assert_eq!(other.slots(), 4);
-        assert_eq!(page.acquire(2, me(1, 1), |_| true), Some(2));
-        assert_ne!(other.acquire(2, me(2, 1), |_| true), Some(2));
+        assert_eq!(page.acquire(2, me(1, 1), |_| true, || false), Some(2));
+        assert_ne!(other.acquire(2, me(2, 1), |_| true, || false), Some(2));
         let seq = page.wake_seq();
         other.wake_tool();
         page.wait(seq, std::time::Duration::from_secs(60));
