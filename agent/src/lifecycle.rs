@@ -97,22 +97,24 @@ fn engine() -> Option<Engine> {
 }
 
 extern "C" fn before_fork() {
+    let _quiet = Mute::new();
     control::hold_for_fork();
 }
 
 extern "C" fn after_fork_parent() {
+    let _quiet = Mute::new();
     // SAFETY: the C library calls this on the forking thread after `before_fork`.
     unsafe { control::release_after_fork(false) };
 }
 
 extern "C" fn after_fork_child() {
+    // What follows is our doing, not the program's.
+    let _quiet = Mute::new();
     // Before any thread of ours is started: it would get a block, and lose it to `forked`.
     crate::hook::forked();
     process::refresh();
     // SAFETY: as in the parent.
     unsafe { control::release_after_fork(true) };
-    // Starting a thread is our doing, not the program's.
-    let _quiet = Mute::new();
     // The child keeps the probes it inherited; its own control thread connects to the same sessions.
     spawn(dir::candidates());
 }
@@ -151,6 +153,30 @@ struct RDebug {
     version: i32,
     map: usize,
     brk: usize,
+}
+
+/// Whether the program is made by Go, whose runtime takes every signal for itself: by the name of a section that its
+/// linker writes. Opens a file.
+pub(crate) fn is_go() -> bool {
+    go_section(std::path::Path::new("/proc/self/exe")).unwrap_or(false)
+}
+
+/// Whether the names of an ELF file's sections hold the one of Go's line table.
+fn go_section(path: &std::path::Path) -> Option<bool> {
+    use std::os::unix::fs::FileExt;
+    let file = std::fs::File::open(path).ok()?;
+    let read = |at: u64, len: usize| {
+        let mut bytes = vec![0; len];
+        file.read_exact_at(&mut bytes, at).ok().map(|()| bytes)
+    };
+    let long = |b: &[u8], at: usize| Some(u64::from_le_bytes(b.get(at..at + 8)?.try_into().ok()?));
+    let half = |b: &[u8], at: usize| Some(u16::from_le_bytes(b.get(at..at + 2)?.try_into().ok()?));
+    let head = read(0, 64)?;
+    // e_shoff, e_shentsize, e_shstrndx; sh_offset and sh_size of the names.
+    let names = long(&head, 40)? + half(&head, 58)? as u64 * half(&head, 62)? as u64;
+    let row = read(names, 64)?;
+    let text = read(long(&row, 24)?, (long(&row, 32)? as usize).min(1 << 16))?;
+    Some(text.windows(10).any(|w| w == b".gopclntab"))
 }
 
 /// The function the dynamic linker calls around every change of the set of libraries (`r_brk`).

@@ -3,7 +3,7 @@
 use bpftime_abi::syscall::SYSCALLS;
 use bpftime_abi::{map_type, prog_type};
 use bpftime_shm::session::wire::{
-    LinkKind, LinkSpec, MapRow, Message, ProgSpec, SampleEvent, Side, SyscallEvent,
+    LinkKind, LinkSpec, MapRow, Message, ProgSpec, SampleEvent, Side, SyscallEvent, TaskKind,
 };
 use bpftime_shm::session::{dir, sock};
 use rustix::fd::AsFd;
@@ -77,6 +77,14 @@ fn syscall_name(event: &SyscallEvent) -> String {
     format!("syscalls:{side}_{row}")
 }
 
+fn task_name(kind: TaskKind) -> &'static str {
+    match kind {
+        TaskKind::Fork => "sched_process_fork",
+        TaskKind::Exec => "sched_process_exec",
+        TaskKind::Exit => "sched_process_exit",
+    }
+}
+
 fn sample_name(event: &SampleEvent) -> String {
     let cpu = event.cpu.map_or(String::new(), |cpu| format!(" on CPU {cpu}"));
     format!("sample every {} us{cpu}", event.period / 1000)
@@ -99,6 +107,7 @@ fn show(s: &Session) {
             LinkKind::Uprobe => None,
             LinkKind::Syscall(event) => Some(syscall_name(&event)),
             LinkKind::Sample(event) => Some(sample_name(&event)),
+            LinkKind::Task(event) => Some(format!("sched:{}", task_name(event.kind))),
         };
         if let Some(name) = name {
             say(format_args!("  link {} prog {} {name}", l.link, l.prog));

@@ -6,6 +6,7 @@ mod sweep;
 pub use sweep::reclaim;
 
 use crate::fds::{self, FileId};
+use crate::perf::tracepoint::Tracepoint;
 use bpftime_agent::run::MapHandle;
 use bpftime_agent::run::image::Program;
 use bpftime_agent::run::shadow::Layout;
@@ -181,7 +182,7 @@ pub enum PerfKind {
         ref_ctr_offset: u64,
     },
     /// System calls of the targets.
-    Syscall(SyscallEvent),
+    Tracepoint(Tracepoint),
     /// The kernel's function for a system call.
     Kprobe(SyscallEvent),
     /// The output buffer of programs.

@@ -20,11 +20,15 @@ type Strings = *const *const c_char;
 /// Called by the dynamic linker, which passes what `main` gets.
 unsafe extern "C" fn init(_argc: c_int, argv: Strings, envp: Strings) {
     let _ = std::panic::catch_unwind(|| {
+        // What starting takes is not the program's doing.
+        let quiet = bpftime_agent::hook::Mute::new();
         if bpftime_agent::lifecycle::start(None) && preloaded() {
             bpftime_agent::lifecycle::wait_ready();
             // SAFETY: passed on.
             unsafe { bpftime_agent::syscalls::report_exec(argv, envp) };
         }
+        drop(quiet);
+        bpftime_agent::syscalls::arrive();
     });
 }
 
@@ -49,8 +53,11 @@ pub unsafe extern "C" fn bpftime_agent_start(runtime_dir: *const c_char) -> c_in
     let dir = (!runtime_dir.is_null()).then(|| unsafe { CStr::from_ptr(runtime_dir) });
     let dir = dir.filter(|d| !d.is_empty()).map(|d| OsStr::from_bytes(d.to_bytes()).into());
     let start = || {
+        let quiet = bpftime_agent::hook::Mute::new();
         let started = bpftime_agent::lifecycle::start(dir);
         bpftime_agent::lifecycle::wait_ready();
+        drop(quiet);
+        bpftime_agent::syscalls::arrive();
         started
     };
     let started = std::panic::catch_unwind(std::panic::AssertUnwindSafe(start)).unwrap_or(false);

@@ -183,7 +183,7 @@ impl Sites {
     pub fn note_change(&mut self, kind: LinkKind) {
         match kind {
             LinkKind::Uprobe => {}
-            LinkKind::Syscall(_) => self.calls_changed = true,
+            LinkKind::Syscall(_) | LinkKind::Task(_) => self.calls_changed = true,
             LinkKind::Sample(_) => self.samples_changed = true,
         }
     }
@@ -193,7 +193,8 @@ impl Sites {
         if !std::mem::take(&mut self.calls_changed) {
             return;
         }
-        let of = |l: &Link| if let LinkKind::Syscall(e) = l.spec.kind { Some(e) } else { None };
+        let of =
+            |l: &Link| Some(l.spec.kind).filter(|k| matches!(k, LinkKind::Syscall(_) | LinkKind::Task(_)));
         let links = links_of(sessions, of);
         let ids = ids_of(&links);
         if ids == self.call_links {
@@ -201,8 +202,12 @@ impl Sites {
         }
         let Ok(maps) = resolve::mappings() else { return };
         let mut listeners = Listeners::default();
-        for (session, link, event) in links {
-            listeners.add(&event, entry_of(session, link, event.cookie));
+        for (session, link, kind) in links {
+            match kind {
+                LinkKind::Syscall(e) => listeners.add(&e, entry_of(session, link, e.cookie)),
+                LinkKind::Task(e) => listeners.add_task(&e, entry_of(session, link, e.cookie)),
+                _ => {}
+            }
         }
         self.call_links = ids;
         self.calls.set(&mut self.engine, listeners, &maps);

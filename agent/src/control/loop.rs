@@ -226,10 +226,25 @@ pub fn poke_and_wait(limit: Duration) {
     wait_done(seq, limit);
 }
 
+/// Asks the control thread to look at the process again. One system call; may be used in a signal handler.
+pub(crate) fn ask() {
+    ASKED.fetch_add(1, Ordering::AcqRel);
+    poke();
+}
+
+/// [`poke_and_wait`], if there is a control thread and this is another.
+pub(crate) fn ask_and_wait(limit: Duration) {
+    let me = sys::gettid() as u32;
+    if STARTED.load(Ordering::Acquire) && me != THREAD.load(Ordering::Acquire) {
+        poke_and_wait(limit);
+    }
+}
+
 fn poke() {
     let tid = THREAD.load(Ordering::Acquire);
     if tid != 0 {
-        let pid = std::process::id() as usize;
+        // Not by the C library, where it would be the program's call.
+        let pid = sys::getpid() as usize;
         // SAFETY: sends a signal to the control thread, which blocks it.
         unsafe { sys::syscall(libc::SYS_tgkill, [pid, tid as usize, WAKE_SIGNAL as usize, 0, 0, 0]) };
     }
@@ -255,10 +270,9 @@ fn wait_done(seq: u32, limit: Duration) {
 /// Called by the thread that changes the set of libraries, inside the dynamic linker. The control thread never takes
 /// the dynamic linker's lock, so waiting here cannot deadlock; the bound is for a control thread that was stopped.
 pub fn on_linker_change() {
-    let me = sys::gettid() as u32;
-    if STARTED.load(Ordering::Acquire) && me != THREAD.load(Ordering::Acquire) {
-        poke_and_wait(Duration::from_millis(500));
-    }
+    // What the wait takes of the C library is not the program's doing.
+    let _quiet = Mute::new();
+    ask_and_wait(Duration::from_millis(500));
 }
 
 /// The lock, held over a fork by the forking thread.

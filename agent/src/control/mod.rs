@@ -10,5 +10,6 @@ mod semaphore;
 mod session;
 mod state;
 
+pub(crate) use r#loop::{ask, ask_and_wait};
 pub use r#loop::{hold_for_fork, look_into, poke_and_wait, release_after_fork, run, summary, wait_started};
 pub use state::Summary;

@@ -51,7 +51,7 @@ mod thread;
 mod thunk;
 mod trap;
 
-pub use engine::{Call, fits_a_line};
+pub use engine::{Call, fits_a_line, short_reaches};
 pub use engine::{CannotHook, Detached, Engine, Form};
 pub use returns::{missed as missed_returns, real_return, slots_in_use};
 pub use site::{Site, Want};
@@ -60,7 +60,9 @@ pub use thread::{BLOCKLESS, Mute, ThreadBlock};
 pub(crate) use made::original_rip;
 pub(crate) use returns::RUN;
 pub(crate) use site::{RETURN as RETURN_ONLY, THUNK_OFFSET, WANT_OFFSET};
-pub(crate) use syscall::{on_syscall_enter, on_syscall_exit, vfork_child};
+pub(crate) use syscall::{
+    on_dispatch_enter, on_dispatch_exit, on_syscall_enter, on_syscall_exit, vfork_child,
+};
 pub(crate) use thread::{CURSOR_OFFSET, FIRST_RUN_OFFSET};
 pub(crate) use thunk::{COPY, LEAVE};
 pub(crate) use trap::trapped;
@@ -100,6 +102,11 @@ pub mod threads {
 /// The child side of fork, before a thread of ours is started in it.
 pub fn forked() {
     thread::forked();
+}
+
+/// Whether thread `tid` of this process is one of our own.
+pub(crate) fn is_own_thread(tid: i32) -> bool {
+    thread::all().any(|b| b.tid.load(Relaxed) == tid && b.mute.load(Relaxed) != 0)
 }
 
 /// Whether the calling thread is one of our own.

@@ -29,6 +29,8 @@ struct Arena {
 /// All arenas of the process.
 pub(super) struct Near {
     arenas: Vec<Arena>,
+    /// What [`Near::anywhere`] gave out.
+    others: Vec<Range<usize>>,
     /// Each piece gets its own pages, for the time of writing only: where /proc/self/mem does not work.
     pub paged: bool,
 }
@@ -36,7 +38,7 @@ pub(super) struct Near {
 impl Near {
     /// No arena yet; `paged` as above.
     pub fn new(paged: bool) -> Self {
-        Self { arenas: Vec::new(), paged }
+        Self { arenas: Vec::new(), others: Vec::new(), paged }
     }
 
     /// `len` bytes at an address whose distance from `from` (the end of the jump) has int3 in its `fixed` bytes.
@@ -67,7 +69,14 @@ impl Near {
         let p = unsafe {
             sys::syscall(libc::SYS_mmap, [0, len.next_multiple_of(PAGE), prot, flags, usize::MAX, 0])
         };
-        (p > 0).then_some(p as usize)
+        let p = usize::try_from(p).ok().filter(|p| *p != 0)?;
+        self.others.push(p..p + len.next_multiple_of(PAGE));
+        Some(p)
+    }
+
+    /// All memory that is ours.
+    pub fn all(&self) -> impl Iterator<Item = &Range<usize>> {
+        self.arenas.iter().map(|a| &a.range).chain(&self.others)
     }
 }
 

@@ -2,9 +2,9 @@
 
 use super::ThreadBlock;
 use crate::arch::syscall::{FORKS, OWN, Parts};
-use crate::arch::{PtRegs, sys};
+use crate::arch::{PtRegs, dispatch, sys};
 use crate::run::process;
-use crate::syscalls;
+use crate::syscalls::{self, Before, effects as calls};
 use std::sync::atomic::Ordering::*;
 
 /// One rewritten `syscall` instruction. Never freed.
@@ -42,6 +42,23 @@ fn fork_like(nr: i32) -> Option<usize> {
     FORKS.iter().position(|f| *f == nr).filter(|_| nr != OWN)
 }
 
+/// How a system call goes on whose beginning was reported.
+#[derive(Clone, Copy)]
+enum Next {
+    /// As if we were not there: we know nothing of the thread.
+    Plain,
+    /// The call, and nothing after it.
+    Quiet,
+    /// The call, then its end is reported.
+    Events,
+    /// A call that makes a child, by its place in [`FORKS`].
+    Fork(usize),
+    /// rt_sigreturn.
+    Return,
+    /// It was done here.
+    Done,
+}
+
 /// Called by every system call thunk that the gate lets through. Gives the address at which the thunk goes on.
 ///
 /// # Safety
@@ -49,30 +66,80 @@ fn fork_like(nr: i32) -> Option<usize> {
 pub(crate) unsafe extern "C" fn on_syscall_enter(site: *const SyscallSite, regs: *mut PtRegs) -> usize {
     // SAFETY: sites are never freed; the registers are on our stack.
     let (site, regs) = unsafe { (&*site, &mut *regs) };
-    let plain = site.at(site.parts.plain);
+    match begin(regs) {
+        Next::Plain => site.at(site.parts.plain),
+        Next::Quiet => site.at(site.parts.quiet),
+        Next::Events => site.at(site.parts.events),
+        Next::Fork(k) => site.at(site.parts.forks[k]),
+        Next::Return => dispatch::thunk_sigreturn(),
+        Next::Done => {
+            regs.cx = site.after as u64;
+            site.at(site.parts.leave)
+        }
+    }
+}
+
+/// As [`on_syscall_enter`], for a call that the kernel dispatched.
+///
+/// # Safety
+/// Called by `bpft_dispatch` with the address behind the instruction and the saved registers.
+pub(crate) unsafe extern "C" fn on_dispatch_enter(after: usize, regs: *mut PtRegs) -> usize {
+    // SAFETY: the registers are on our stack.
+    let regs = unsafe { &mut *regs };
+    match begin(regs) {
+        Next::Plain | Next::Quiet => dispatch::quiet(),
+        Next::Events => dispatch::events(),
+        Next::Fork(k) => dispatch::fork_stub(after, FORKS[k]).unwrap_or_else(|| {
+            calls::let_pass();
+            dispatch::again()
+        }),
+        Next::Return => dispatch::sigreturn(),
+        Next::Done => dispatch::leave(),
+    }
+}
+
+fn begin(regs: &mut PtRegs) -> Next {
     // The kernel looks at the low half only.
     let nr = regs.ax as i32;
-    if nr == libc::SYS_rt_sigreturn as i32 {
-        return plain;
-    }
-    let Some(block) = ThreadBlock::current() else { return plain };
+    let returns = nr == libc::SYS_rt_sigreturn as i32;
+    let Some(block) = ThreadBlock::current() else {
+        return if returns { Next::Return } else { Next::Plain };
+    };
     let fork = fork_like(nr);
     if block.mute.load(Relaxed) != 0 {
         // A thread that one of ours starts is ours from its first instruction on.
-        return if fork.is_some() { site.at(site.parts.forks[FORKS.len() - 1]) } else { plain };
+        return match fork {
+            Some(_) => {
+                calls::let_pass();
+                Next::Fork(FORKS.len() - 1)
+            }
+            None if returns => Next::Return,
+            None => Next::Quiet,
+        };
     }
     regs.orig_ax = nr as u64;
     block.enter();
     let exit_wanted = syscalls::enter(block, nr, regs);
     block.leave();
-    match fork {
-        Some(k) => site.at(site.parts.forks[k]),
-        None if exit_wanted => {
-            regs.cx = nr as u32 as u64;
-            site.at(site.parts.events)
+    let before = calls::before(block, nr, regs);
+    match (fork, before) {
+        (Some(k), _) => Next::Fork(k),
+        _ if returns => Next::Return,
+        (None, Before::Done(result)) => {
+            regs.ax = result as u64;
+            report_end(block, nr, regs);
+            Next::Done
         }
-        None => plain,
+        (None, Before::WatchEnd) => watch_end(regs, nr),
+        (None, Before::Nothing) if exit_wanted => watch_end(regs, nr),
+        (None, Before::Nothing) => Next::Quiet,
     }
+}
+
+/// The number travels in a register that the call itself clobbers.
+fn watch_end(regs: &mut PtRegs, nr: i32) -> Next {
+    regs.cx = nr as u32 as u64;
+    Next::Events
 }
 
 /// Called after the system call.
@@ -82,24 +149,42 @@ pub(crate) unsafe extern "C" fn on_syscall_enter(site: *const SyscallSite, regs:
 pub(crate) unsafe extern "C" fn on_syscall_exit(site: *const SyscallSite, regs: *mut PtRegs) -> usize {
     // SAFETY: as above.
     let (site, regs) = unsafe { (&*site, &mut *regs) };
-    let leave = site.at(site.parts.leave);
+    end(site.after, regs);
+    site.at(site.parts.leave)
+}
+
+/// As [`on_syscall_exit`], for a call that the kernel dispatched.
+///
+/// # Safety
+/// As [`on_dispatch_enter`].
+pub(crate) unsafe extern "C" fn on_dispatch_exit(after: usize, regs: *mut PtRegs) -> usize {
+    // SAFETY: as above.
+    end(after, unsafe { &mut *regs });
+    dispatch::leave()
+}
+
+fn end(after: usize, regs: &mut PtRegs) {
     let nr = regs.cx as i32;
-    regs.cx = site.after as u64;
-    let Some(block) = ThreadBlock::current() else { return leave };
+    regs.cx = after as u64;
+    let Some(block) = ThreadBlock::current() else { return };
     if nr == OWN {
         own_thread(block, regs.ax as i64);
-        return leave;
+        return calls::own_thread_made(block, regs.ax as i64);
     }
     if fork_like(nr).is_some() {
         note_child(block, regs.ax as i64);
     }
     if block.mute.load(Relaxed) == 0 {
+        calls::after(block, nr, after, regs);
         regs.orig_ax = nr as u64;
-        block.enter();
-        syscalls::exit(block, nr, regs);
-        block.leave();
+        report_end(block, nr, regs);
     }
-    leave
+}
+
+fn report_end(block: &ThreadBlock, nr: i32, regs: &PtRegs) {
+    block.enter();
+    syscalls::exit(block, nr, regs);
+    block.leave();
 }
 
 /// A thread with a block of its own, not a process that borrows its parent's.

@@ -103,10 +103,12 @@ impl Text {
         Some(done)
     }
 
-    /// [`Self::write_at_once`] for many 5-byte patches, in one mapping, which is made writable once and as a whole:
+    /// [`Self::write_at_once`] for many patches of at most 5 bytes, in one mapping, which is made writable once and as a whole:
     /// in pieces it would stay in pieces. Returns the addresses written: not those that cross a cache line.
-    pub fn write_each_at_once(&mut self, patches: &[(usize, [u8; 5])]) -> BTreeSet<usize> {
-        let todo: BTreeMap<_, _> = patches.iter().filter(|(at, _)| (at & 63) + 5 <= 64).copied().collect();
+    pub fn write_each_at_once(&mut self, patches: &[(usize, Vec<u8>)]) -> BTreeSet<usize> {
+        let in_a_line = |at: usize, len: usize| (at & 63) + len <= 64;
+        let todo: BTreeMap<_, _> =
+            patches.iter().filter(|(at, b)| in_a_line(*at, b.len())).map(|(at, b)| (*at, b)).collect();
         let (Some(first), Some(last)) = (todo.first_key_value(), todo.last_key_value()) else {
             return BTreeSet::new();
         };
@@ -171,15 +173,15 @@ impl Text {
     }
 }
 
-/// Replaces 5 bytes within a cache line.
-fn store_at_once(addr: usize, bytes: &[u8; 5]) {
+/// Replaces at most 8 bytes within a cache line.
+fn store_at_once(addr: usize, bytes: &[u8]) {
     let word = addr.min((addr | 63) - 7);
     // SAFETY: 8 bytes of one cache line that was made writable. Nobody else writes there: the control thread alone
     // changes text.
     unsafe {
         let old = (word as *const [u8; 8]).read_volatile();
         let mut new = old;
-        new[addr - word..][..5].copy_from_slice(bytes);
+        new[addr - word..][..bytes.len()].copy_from_slice(bytes);
         // A locked exchange, since a plain unaligned store is not architecturally one access.
         asm!("lock cmpxchg [{p}], {n}", p = in(reg) word, n = in(reg) u64::from_le_bytes(new),
              inout("rax") u64::from_le_bytes(old) => _, options(nostack));

@@ -6,7 +6,9 @@
 use super::returns;
 use crate::arch::guarded::{self, Outcome, Recover};
 use crate::arch::{sys, tls};
-use std::sync::atomic::{AtomicI32, AtomicPtr, AtomicU64, AtomicUsize, Ordering::*, compiler_fence};
+use std::sync::atomic::{
+    AtomicI32, AtomicPtr, AtomicU8, AtomicU64, AtomicUsize, Ordering::*, compiler_fence,
+};
 
 /// One thread's state. Written by its thread, read by the control thread.
 #[repr(C, align(64))]
@@ -31,6 +33,12 @@ pub struct ThreadBlock {
     next: AtomicPtr<ThreadBlock>,
     /// For the layer that runs programs. Zero in a new thread.
     pub run: [AtomicU64; 8],
+    /// What the kernel looks at when this thread makes a system call outside of our text (syscalls/dispatch.rs).
+    pub(crate) selector: AtomicU8,
+    /// Whether it does, and whose doing that is.
+    pub(crate) dispatch: AtomicU8,
+    /// The thread's name, as last asked for.
+    pub(crate) comm: [AtomicU64; 2],
 }
 
 /// For entry.rs.
@@ -186,6 +194,8 @@ fn take_over(b: &'static ThreadBlock, pid: i32, me: i32) -> bool {
     b.mute.store(0, Relaxed);
     b.recover.store(std::ptr::null_mut(), Relaxed);
     b.run.iter().for_each(|w| w.store(0, Relaxed));
+    b.dispatch.store(0, Relaxed);
+    b.comm.iter().for_each(|w| w.store(0, Relaxed));
     // The generation moves: a quiesce that waits for the dead owner is released.
     b.active.store((b.active.load(Relaxed) | DEPTH) + 1, Release);
     returns::rewind(b);

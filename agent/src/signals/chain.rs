@@ -59,14 +59,19 @@ impl KernelAction {
     }
 }
 
-/// rt_sigaction without libc: the current action, after setting `new` if given.
+/// rt_sigaction without libc: the action before, after setting `new` if given.
 pub(super) fn kernel_sigaction(sig: i32, new: Option<&KernelAction>) -> Option<KernelAction> {
+    raw_sigaction(sig, new).ok()
+}
+
+/// As [`kernel_sigaction`], with the kernel's negative errno.
+pub(super) fn raw_sigaction(sig: i32, new: Option<&KernelAction>) -> Result<KernelAction, i64> {
     let mut old = KernelAction { handler: 0, flags: 0, restorer: 0, mask: 0 };
     let new = new.map_or(0, |a| std::ptr::from_ref(a) as usize);
-    // SAFETY: both are null or a kernel sigaction; handlers passed here are async-signal-safe.
+    // SAFETY: both are null or a kernel sigaction; handlers passed here are async-signal-safe, or the program's.
     let rc =
         unsafe { sys::syscall(libc::SYS_rt_sigaction, [sig as usize, new, &raw mut old as usize, 8, 0, 0]) };
-    (rc == 0).then_some(old)
+    if rc == 0 { Ok(old) } else { Err(rc as i64) }
 }
 
 /// Changes the thread's signal mask: `how` with `set`; gives the mask before.
@@ -158,11 +163,14 @@ pub(super) unsafe fn to_application(
             }
             let own = if action.flags & libc::SA_NODEFER as u64 != 0 { 0 } else { 1 << (sig - 1) };
             // Undone by sigreturn, which restores the mask in `uc`.
-            change_mask(libc::SIG_BLOCK, action.mask | own);
+            // Not SIGSYS, which a dispatched call in the handler would need.
+            change_mask(libc::SIG_BLOCK, (action.mask | own) & !super::SIGSYS_BIT);
             type Handler = unsafe extern "C-unwind" fn(i32, *mut libc::siginfo_t, *mut libc::ucontext_t);
             // SAFETY: the application registered this address as a handler; one without SA_SIGINFO ignores the
             // two further arguments.
             unsafe { std::mem::transmute::<usize, Handler>(handler)(sig, info, uc) };
+            // What the program's own frame would have ended with.
+            crate::syscalls::report_sigreturn();
         }
     }
 }
@@ -170,7 +178,7 @@ pub(super) unsafe fn to_application(
 /// The default action of our signals: the process ends, by this signal, with this siginfo.
 fn die(sig: i32, info: *mut libc::siginfo_t, forced: bool) {
     kernel_sigaction(sig, Some(&KernelAction::new(libc::SIG_DFL, 0, 0)));
-    if forced && sig != libc::SIGTRAP {
+    if forced && matches!(sig, libc::SIGSEGV | libc::SIGBUS) {
         return; // the instruction faults again, and the core shows it
     }
     let args = [sys::getpid() as usize, sys::gettid() as usize, sig as usize, info as usize, 0, 0];

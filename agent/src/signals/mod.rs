@@ -1,4 +1,5 @@
-//! SIGTRAP, SIGSEGV and SIGBUS: ours in the kernel, the application's in its own eyes.
+//! SIGTRAP, SIGSEGV and SIGBUS: ours in the kernel, the application's in its own eyes. SIGSYS too, from the moment
+//! when system calls are dispatched (syscalls/dispatch.rs).
 //!
 //! Rules for this module: a handler may run at any instruction of any thread, also inside malloc or our own
 //! code. So: raw system calls, atomics, no allocation, no lock that the interrupted code could hold (writers of
@@ -9,16 +10,23 @@
 //! Everything else goes to the disposition the application set, with its mask and flags: a handler is called in
 //! place, SIG_DFL is restored and the signal happens again, SIG_IGN returns unless the signal was forced.
 
+mod actions;
 mod chain;
 mod ranges;
 
 use crate::arch::{copy, sys};
 use crate::hook::{self, ThreadBlock};
 use crate::sample;
+use crate::syscalls::dispatch;
 use chain::{KernelAction, Record};
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering::*};
 
+pub(crate) use actions::{sigaction_call, take_sigsys};
+pub(crate) use ranges::{is_program, own_text};
 pub use ranges::{register_code_range, unregister_code_range};
+
+/// SIGSYS in a signal mask.
+pub(crate) const SIGSYS_BIT: u64 = 1 << (libc::SIGSYS - 1);
 
 const SIGNALS: [i32; 3] = [libc::SIGTRAP, libc::SIGSEGV, libc::SIGBUS];
 static APP: [Record; 3] = [const { Record::new() }; 3];
@@ -39,6 +47,11 @@ fn our_action(sig: i32) -> KernelAction {
     // RESTART: what of ours arrives during a system call must not end it.
     let flags = libc::SA_SIGINFO | libc::SA_ONSTACK | libc::SA_NODEFER | libc::SA_RESTART;
     KernelAction::new(f as *const () as usize, flags as u64, 0)
+}
+
+/// Whether an action is one that [`install`] set.
+fn is_ours(action: &KernelAction) -> bool {
+    SIGNALS.iter().any(|sig| our_action(*sig).handler == action.handler)
 }
 
 /// Installs the handlers and remembers what was there. May be called again.
@@ -76,7 +89,11 @@ pub fn reassert() -> bool {
 /// # Safety
 /// `new` and `old` are null or point to libc's `struct sigaction`.
 pub unsafe fn on_sigaction(sig: i32, new: *const libc::sigaction, old: *mut libc::sigaction) -> bool {
-    let Some(record) = record(sig).filter(|_| INSTALLED.load(Acquire)) else { return false };
+    let record = match sig {
+        libc::SIGSYS => Some(&actions::APP_SYS).filter(|_| actions::HOLDS_SYS.load(Acquire)),
+        _ => record(sig).filter(|_| INSTALLED.load(Acquire)),
+    };
+    let Some(record) = record else { return false };
     // SAFETY: the caller's promise; read before `old` is written, they may be the same object.
     let wanted = unsafe { new.as_ref() }.map(KernelAction::from_libc);
     let before = match &wanted {
@@ -87,6 +104,9 @@ pub unsafe fn on_sigaction(sig: i32, new: *const libc::sigaction, old: *mut libc
     if let Some(old) = unsafe { old.as_mut() } {
         before.to_libc(old);
     }
+    // The program made a system call, as far as it knows.
+    let args = [sig as u64, new as u64, old as u64, 8];
+    crate::syscalls::report(libc::SYS_rt_sigaction as i32, args, 0);
     true
 }
 
@@ -107,6 +127,11 @@ pub fn faults_blocked() -> bool {
 /// True when the process has a seccomp filter, as last seen by [`read_seccomp`].
 pub fn seccomp_filtered() -> bool {
     SECCOMP.load(Relaxed) == 2
+}
+
+/// The program is installing a filter.
+pub(crate) fn seccomp_comes() {
+    SECCOMP.store(2, Relaxed);
 }
 
 /// Reads the seccomp mode. Called by the control thread: opens a file.
@@ -167,6 +192,24 @@ unsafe extern "C-unwind" fn on_fault(sig: i32, info: *mut libc::siginfo_t, uc: *
         // SAFETY: the kernel's arguments, passed on.
         unsafe { chain::to_application(record, sig, info, uc) };
     }
+}
+
+/// # Safety
+/// Called by the kernel as a signal handler.
+unsafe extern "C-unwind" fn on_sys(sig: i32, info: *mut libc::siginfo_t, uc: *mut libc::ucontext_t) {
+    /// si_code of syscall user dispatch (asm-generic/siginfo.h).
+    const SYS_USER_DISPATCH: i32 = 2;
+    // SAFETY: the kernel passes valid pointers to objects on the signal stack.
+    let (code, regs) = unsafe { ((*info).si_code, &mut (*uc).uc_mcontext.gregs) };
+    if code == SYS_USER_DISPATCH
+        && let Some(to) = dispatch::dispatched(regs[RIP] as usize)
+    {
+        regs[libc::REG_RCX as usize] = regs[RIP];
+        regs[RIP] = to as i64;
+        return;
+    }
+    // SAFETY: the kernel's arguments, passed on.
+    unsafe { chain::to_application(&actions::APP_SYS, sig, info, uc) };
 }
 
 /// Ends the guarded run that faulted, if this fault is one's.

@@ -80,6 +80,30 @@ pub(super) fn contains(rip: usize) -> bool {
     false
 }
 
+/// Whether all of `range` is registered code; neighbours may be one mapping.
+pub(crate) fn is_program(mut range: std::ops::Range<usize>) -> bool {
+    while range.start < range.end {
+        let Some(end) = end_of(range.start) else { return false };
+        range.start = end;
+    }
+    true
+}
+
+/// The end of the registered range that holds `addr`.
+fn end_of(addr: usize) -> Option<usize> {
+    let mut at = Some(&FIRST);
+    while let Some(chunk) = at {
+        for (s, e) in &chunk.ranges {
+            let end = e.load(Acquire);
+            if addr < end && addr >= s.load(Relaxed) {
+                return Some(end);
+            }
+        }
+        at = next(chunk);
+    }
+    None
+}
+
 static LIBRARY: (AtomicUsize, AtomicUsize) = (AtomicUsize::new(0), AtomicUsize::new(0));
 
 /// Finds out where this library's text is. At installation: takes the loader's lock.
@@ -107,6 +131,11 @@ unsafe extern "C" fn visit(info: *mut libc::dl_phdr_info, _: usize, _: *mut libc
         }
     }
     0
+}
+
+/// The text of the object that this code is linked into.
+pub(crate) fn own_text() -> std::ops::Range<usize> {
+    LIBRARY.0.load(Relaxed)..LIBRARY.1.load(Relaxed)
 }
 
 /// True when `rip` is in the text of the object that this code is linked into.

@@ -8,10 +8,6 @@ use crate::arch::PtRegs;
 use crate::hook::ThreadBlock;
 use std::ffi::{CStr, c_char};
 
-pub(super) fn is_exec(nr: i32) -> bool {
-    nr as i64 == libc::SYS_execve || nr as i64 == libc::SYS_execveat
-}
-
 /// The sessions of `enter` have been told that process `pid` calls `nr`.
 pub(super) fn note(enter: &SideList, nr: i32, pid: u32) {
     enter.of(nr).for_each(|l| l.entry.session.page.note_exec(pid));
@@ -34,6 +30,9 @@ pub unsafe fn report_exec(argv: *const *const c_char, envp: *const *const c_char
         let args = [regs.di, regs.si, regs.dx, 0, 0, 0];
         let unseen = |l: &&super::Listener| !l.entry.session.page.exec_noted(pid);
         run(&listeners.enter, block, nr, &regs, &args, unseen);
+        // SAFETY: null, or the kernel's terminated string.
+        let path = (file != 0).then(|| unsafe { CStr::from_ptr(file as *const c_char) }.to_bytes());
+        super::tasks::began(block, path.unwrap_or_default(), &regs);
         regs.ax = 0;
         run(&listeners.exit, block, nr, &regs, &[0], |_| true);
         listeners.enter.of(nr).for_each(|l| l.entry.session.page.forget_exec(pid));

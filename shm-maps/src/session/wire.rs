@@ -66,6 +66,26 @@ pub struct SampleEvent {
     pub cookie: u64,
 }
 
+/// What happens to a task.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum TaskKind {
+    /// sched_process_fork: it made another.
+    Fork,
+    /// sched_process_exec: it began a new program.
+    Exec,
+    /// sched_process_exit: it ends.
+    Exit,
+}
+
+/// Tasks of the target that come and go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct TaskEvent {
+    /// Which event.
+    pub kind: TaskKind,
+    /// What bpf_get_attach_cookie returns.
+    pub cookie: u64,
+}
+
 /// What a link attaches to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LinkKind {
@@ -75,6 +95,8 @@ pub enum LinkKind {
     Syscall(SyscallEvent),
     /// Processor time; the link has no file and no points.
     Sample(SampleEvent),
+    /// Tasks that come and go; likewise.
+    Task(TaskEvent),
 }
 
 /// A link to functions of a file (uprobe, uretprobe, USDT), or to system calls.
@@ -226,6 +248,9 @@ pub enum Message {
     },
 }
 
+/// The kind bytes of task events begin here.
+const TASK: u8 = 10;
+
 /// Appends values to a message.
 #[derive(Default)]
 struct Writer(Vec<u8>);
@@ -262,6 +287,10 @@ impl Writer {
                 self.u8((e.side == Side::Exit).into());
                 self.u8(e.context as u8);
                 self.u32(e.nr.unwrap_or(u32::MAX));
+                self.u64(e.cookie);
+            }
+            LinkKind::Task(e) => {
+                self.u8(TASK + e.kind as u8);
                 self.u64(e.cookie);
             }
             LinkKind::Sample(e) => {
@@ -354,7 +383,11 @@ impl<'a> Reader<'a> {
                 cpu: Some(self.u32()?).filter(|cpu| *cpu != u32::MAX),
                 cookie: self.u64()?,
             }),
-            _ => return Err(Errno::BADMSG),
+            kind => {
+                let kinds = [TaskKind::Fork, TaskKind::Exec, TaskKind::Exit];
+                let kind = kinds.into_iter().find(|k| TASK + *k as u8 == kind).ok_or(Errno::BADMSG)?;
+                LinkKind::Task(TaskEvent { kind, cookie: self.u64()? })
+            }
         })
     }
     fn link(&mut self) -> Result<LinkSpec, Errno> {

@@ -185,10 +185,11 @@ pub fn raw_tracepoint(attr: &Attr) -> Result<i64, Errno> {
         return Err(Errno::INVAL);
     }
     let name = user::read_str(a.name, 127)?;
-    let event = perf::tracepoint::raw(&name, a.cookie).ok_or(Errno::NOENT)?;
+    let event = perf::tracepoint::raw(&name).ok_or(Errno::NOENT)?;
     perf::context::fits(&event, &prog)?;
     let (tool, ours) = fds::event_pair()?;
-    broker::attach(perf::tracepoint::spec(event, -1, object::next_id(), &prog), &prog, Some(ours))?;
+    let spec = perf::tracepoint::spec(event, a.cookie, -1, object::next_id(), &prog);
+    broker::attach(spec, &prog, Some(ours))?;
     let detail = LinkDetail::RawTracepoint { name, cookie: a.cookie };
     new_link(tool, BPF_LINK_TYPE_RAW_TRACEPOINT, prog, None, detail)
 }

@@ -1,11 +1,15 @@
-//! The part of tracefs that describes system call events, from the table of system calls.
+//! The part of tracefs that describes the events of user space: system calls, from their table, and tasks.
 
+use crate::perf::tracepoint::Tracepoint;
 use bpftime_abi::syscall::{SYSCALLS, Syscall};
-use bpftime_shm::session::wire::{CallContext, Side, SyscallEvent};
+use bpftime_shm::session::wire::{CallContext, Side, SyscallEvent, TaskKind};
 use std::fmt::Write;
 
 /// Where tracefs may be mounted.
 pub const ROOTS: &[&str] = &["/sys/kernel/tracing/", "/sys/kernel/debug/tracing/"];
+
+/// The categories of our events.
+pub const CATEGORIES: [&str; 3] = ["syscalls", "raw_syscalls", "sched"];
 
 /// First id of our events, beyond what kernels give out, so that an id tells whose it is.
 const FIRST_ID: u32 = 0x1_0000;
@@ -37,21 +41,94 @@ pub fn is_directory(path: &str) -> bool {
     let parts: Vec<&str> = below.split_terminator('/').collect();
     match parts[..] {
         [] | ["events"] => true,
-        ["events", category] => ["syscalls", "raw_syscalls"].contains(&category),
+        ["events", category] => CATEGORIES.contains(&category),
         ["events", category, event] => find(category, event).is_some(),
         _ => false,
     }
 }
 
-/// The system call event that has this id of ours.
-pub fn by_id(id: u32) -> Option<SyscallEvent> {
-    let n = id.checked_sub(FIRST_ID)? as usize;
-    let (side, context) = (if n.is_multiple_of(2) { Side::Enter } else { Side::Exit }, CallContext::Record);
-    let nr = match n {
-        0 | 1 => None,
-        _ => Some(SYSCALLS.get(n / 2 - 1)?.nr),
-    };
-    Some(SyscallEvent { side, nr, context, cookie: 0 })
+/// What [`by_id`] finds.
+fn at(n: usize) -> Option<Event> {
+    let calls = 2 * SYSCALLS.len();
+    match n {
+        0 => Some(Event::RawEnter),
+        1 => Some(Event::RawExit),
+        _ if n < 2 + calls => {
+            let call = SYSCALLS.get(n / 2 - 1)?;
+            Some(if n.is_multiple_of(2) {
+                Event::Enter(n / 2 - 1, call)
+            } else {
+                Event::Exit(n / 2 - 1, call)
+            })
+        }
+        _ => TASKS.get(n - 2 - calls).map(|t| Event::Task(n - 2 - calls, t)),
+    }
+}
+
+/// The event that has this id of ours.
+pub fn by_id(id: u32) -> Option<Tracepoint> {
+    let call =
+        |side, nr| Tracepoint::Call(SyscallEvent { side, nr, context: CallContext::Record, cookie: 0 });
+    Some(match at(id.checked_sub(FIRST_ID)? as usize)? {
+        Event::RawEnter => call(Side::Enter, None),
+        Event::RawExit => call(Side::Exit, None),
+        Event::Enter(_, s) => call(Side::Enter, Some(s.nr)),
+        Event::Exit(_, s) => call(Side::Exit, Some(s.nr)),
+        Event::Task(_, t) => Tracepoint::Task(t.kind),
+    })
+}
+
+/// A tracepoint of the scheduler that a process can tell of itself.
+pub struct Task {
+    /// Its name.
+    pub name: &'static str,
+    /// What it is.
+    pub kind: TaskKind,
+    /// Declaration, offset, size and sign of each field.
+    fields: &'static [(&'static str, usize, usize, u8)],
+    print: &'static str,
+}
+
+/// In the order of their ids.
+pub const TASKS: &[Task] = &[
+    Task {
+        name: "sched_process_fork",
+        kind: TaskKind::Fork,
+        fields: &[
+            ("__data_loc char[] parent_comm", 8, 4, 0),
+            ("pid_t parent_pid", 12, 4, 1),
+            ("__data_loc char[] child_comm", 16, 4, 0),
+            ("pid_t child_pid", 20, 4, 1),
+        ],
+        print: r#""comm=%s pid=%d child_comm=%s child_pid=%d", __get_str(parent_comm), REC->parent_pid, __get_str(child_comm), REC->child_pid"#,
+    },
+    Task {
+        name: "sched_process_exec",
+        kind: TaskKind::Exec,
+        fields: &[
+            ("__data_loc char[] filename", 8, 4, 0),
+            ("pid_t pid", 12, 4, 1),
+            ("pid_t old_pid", 16, 4, 1),
+        ],
+        print: r#""filename=%s pid=%d old_pid=%d", __get_str(filename), REC->pid, REC->old_pid"#,
+    },
+    Task {
+        name: "sched_process_exit",
+        kind: TaskKind::Exit,
+        fields: &[
+            ("char comm[16]", 8, 16, 0),
+            ("pid_t pid", 24, 4, 1),
+            ("int prio", 28, 4, 1),
+            ("bool group_dead", 32, 1, 0),
+        ],
+        print: r#""comm=%s pid=%d prio=%d group_dead=%s", REC->comm, REC->pid, REC->prio, REC->group_dead ? "true" : "false""#,
+    },
+];
+
+/// The end of the last field of a task's record.
+pub fn task_record_size(kind: TaskKind) -> u32 {
+    let fields = TASKS.iter().filter(|t| t.kind == kind).flat_map(|t| t.fields);
+    fields.map(|(_, offset, size, _)| (offset + size) as u32).max().unwrap_or(0)
 }
 
 /// A tracepoint of ours.
@@ -60,6 +137,7 @@ enum Event {
     Exit(usize, &'static Syscall),
     RawEnter,
     RawExit,
+    Task(usize, &'static Task),
 }
 
 fn find(category: &str, name: &str) -> Option<Event> {
@@ -67,6 +145,9 @@ fn find(category: &str, name: &str) -> Option<Event> {
     match (category, name) {
         ("raw_syscalls", "sys_enter") => Some(Event::RawEnter),
         ("raw_syscalls", "sys_exit") => Some(Event::RawExit),
+        ("sched", _) => {
+            TASKS.iter().enumerate().find(|(_, t)| t.name == name).map(|(i, t)| Event::Task(i, t))
+        }
         ("syscalls", _) => {
             let enter = name.strip_prefix("sys_enter_").and_then(row).map(|(i, s)| Event::Enter(i, s));
             enter.or_else(|| name.strip_prefix("sys_exit_").and_then(row).map(|(i, s)| Event::Exit(i, s)))
@@ -82,6 +163,7 @@ impl Event {
             Self::RawExit => FIRST_ID + 1,
             Self::Enter(i, _) => FIRST_ID + 2 + 2 * *i as u32,
             Self::Exit(i, _) => FIRST_ID + 3 + 2 * *i as u32,
+            Self::Task(i, _) => FIRST_ID + 2 + 2 * SYSCALLS.len() as u32 + *i as u32,
         }
     }
 
@@ -91,6 +173,7 @@ impl Event {
             Self::Exit(_, s) => format!("sys_exit_{}", s.name),
             Self::RawEnter => "sys_enter".into(),
             Self::RawExit => "sys_exit".into(),
+            Self::Task(_, t) => t.name.into(),
         }
     }
 
@@ -121,9 +204,34 @@ impl Event {
                 field(&mut out, "long id", 8, 8, 1);
                 field(&mut out, "long ret", 16, 8, 1);
             }
+            Self::Task(_, t) => t
+                .fields
+                .iter()
+                .for_each(|(decl, at, size, signed)| field(&mut out, &shown_task(decl), *at, *size, *signed)),
         }
-        out.push_str("\nprint fmt: \"\"\n");
+        let _ = writeln!(out, "\nprint fmt: {}", self.print());
         out
+    }
+
+    /// How the kernel prints a record.
+    fn print(&self) -> String {
+        let joined = |each: &dyn Fn(&str) -> String, args: &[(&str, &str)], sep: &str| {
+            args.iter().map(|(_, name)| each(name)).collect::<Vec<_>>().join(sep)
+        };
+        match self {
+            Self::Enter(_, s) => {
+                let shown = joined(&|n| format!("{n}: 0x%08lx"), s.args, ", ");
+                let values = joined(&|n| format!(", ((unsigned long)(REC->{n}))"), s.args, "");
+                format!("\"{shown}\"{values}")
+            }
+            Self::Exit(..) => r#""0x%lx", REC->ret"#.into(),
+            Self::RawEnter => {
+                let args = (0..6).map(|i| format!(", REC->args[{i}]")).collect::<String>();
+                format!(r#""NR %ld (%lx, %lx, %lx, %lx, %lx, %lx)", REC->id{args}"#)
+            }
+            Self::RawExit => r#""NR %ld = %ld", REC->id, REC->ret"#.into(),
+            Self::Task(_, t) => t.print.into(),
+        }
     }
 }
 
@@ -131,6 +239,14 @@ impl Event {
 /// bytes. Names, offsets and sizes stay the kernel's.
 fn shown(ty: &str) -> &str {
     if crate::btf::is_ours() { portable(ty) } else { ty }
+}
+
+/// As [`shown`], for a declaration of a task's field.
+fn shown_task(decl: &str) -> String {
+    if !crate::btf::is_ours() {
+        return decl.into();
+    }
+    decl.replace("pid_t ", "int ").replace("bool ", "unsigned char ")
 }
 
 fn portable(ty: &str) -> &str {
@@ -151,7 +267,11 @@ fn field(out: &mut String, decl: &str, offset: usize, size: usize, signed: u8) {
 }
 
 fn available_events() -> String {
-    let mut out = String::from("raw_syscalls:sys_exit\nraw_syscalls:sys_enter\n");
+    let mut out = String::new();
+    for t in TASKS {
+        let _ = writeln!(out, "sched:{}", t.name);
+    }
+    out.push_str("raw_syscalls:sys_exit\nraw_syscalls:sys_enter\n");
     for s in SYSCALLS {
         let _ = writeln!(out, "syscalls:sys_exit_{0}\nsyscalls:sys_enter_{0}", s.name);
     }
@@ -171,16 +291,27 @@ mod tests {
         assert!(contents("/etc/passwd").is_none());
     }
 
-    #[test]
-    fn ids_are_unique() {
-        let ids =
-            SYSCALLS.iter().enumerate().flat_map(|(i, s)| [Event::Enter(i, s).id(), Event::Exit(i, s).id()]);
-        let all: std::collections::HashSet<_> =
-            ids.chain([Event::RawEnter.id(), Event::RawExit.id()]).collect();
-        assert_eq!(all.len(), 2 * SYSCALLS.len() + 2);
+    fn all() -> impl Iterator<Item = Event> {
+        (0..2 + 2 * SYSCALLS.len() + TASKS.len()).map(|n| at(n).expect("an event for each id"))
     }
 
-    /// Fields (not ids, which are each kernel's own) against the kernel's files, where they can be read.
+    #[test]
+    fn every_event_is_found_by_its_id_and_by_its_name() {
+        for (n, e) in all().enumerate() {
+            assert_eq!(e.id(), FIRST_ID + n as u32);
+            let category = match e {
+                Event::RawEnter | Event::RawExit => "raw_syscalls",
+                Event::Task(..) => "sched",
+                _ => "syscalls",
+            };
+            assert_eq!(find(category, &e.name()).map(|f| f.id()), Some(e.id()));
+            assert_eq!(by_id(e.id()), crate::perf::tracepoint::named(category, &e.name()));
+            assert!(available_events().contains(&format!("{category}:{}\n", e.name())));
+        }
+        assert_eq!(by_id(FIRST_ID + all().count() as u32), None);
+    }
+
+    /// Everything but the ids, which are each kernel's own, against the kernel's files, where they can be read.
     #[test]
     fn formats_are_the_kernels() {
         let Some(root) = ROOTS.iter().find(|r| std::path::Path::new(&format!("{r}events/syscalls")).exists())
@@ -188,18 +319,19 @@ mod tests {
             println!("tracefs is not readable here: nothing to compare with");
             return;
         };
-        for (i, s) in SYSCALLS.iter().enumerate() {
-            for e in [Event::Enter(i, s), Event::Exit(i, s)] {
-                let path = format!("{root}events/syscalls/{}/format", e.name());
+        let mut compared = 0;
+        for e in all() {
+            for category in CATEGORIES {
+                let path = format!("{root}events/{category}/{}/format", e.name());
                 let Ok(theirs) = std::fs::read_to_string(path) else { continue };
-                let fields = |t: &str| {
-                    t.lines()
-                        .filter_map(|l| l.strip_prefix("\tfield:")?.split_once(";\t"))
-                        .map(|(decl, place)| (decl.rsplit(' ').next().map(str::to_owned), place.to_owned()))
-                        .collect::<Vec<_>>()
+                let rest = |t: &str| {
+                    t.lines().filter(|l| !l.starts_with("ID:")).map(str::to_owned).collect::<Vec<_>>()
                 };
-                assert_eq!(fields(&e.format()), fields(&theirs), "{}", e.name());
+                assert_eq!(rest(&e.format()), rest(&theirs), "{}", e.name());
+                compared += 1;
             }
         }
+        println!("compared {compared} format files");
+        assert!(compared > 600);
     }
 }

@@ -1,5 +1,7 @@
 //! Whether what a program reads of its context is there: known when it is attached, not when it is loaded.
 
+use super::tracepoint::Tracepoint;
+use crate::files::tracefs;
 use crate::object::ProgObject;
 use bpftime_abi::syscall;
 use bpftime_shm::session::wire::{CallContext, Side, SyscallEvent};
@@ -12,12 +14,13 @@ const RAW_ARGS: u32 = 2;
 
 /// Refuses a program that reads more than the event has: EACCES for a record, EINVAL for a raw tracepoint's
 /// arguments, as the kernel.
-pub fn fits(event: &SyscallEvent, prog: &ProgObject) -> Result<(), Errno> {
-    let (limit, errno) = match event.context {
-        CallContext::Record => (record_size(event), Errno::ACCESS),
-        CallContext::Arguments => (RAW_ARGS * 8, Errno::INVAL),
+pub fn fits(event: &Tracepoint, prog: &ProgObject) -> Result<(), Errno> {
+    let (limit, errno) = match event {
+        Tracepoint::Call(call) if call.context == CallContext::Arguments => (RAW_ARGS * 8, Errno::INVAL),
         // The verifier has seen to it: registers are what every program of the type gets.
-        CallContext::Function => return Ok(()),
+        Tracepoint::Call(call) if call.context == CallContext::Function => return Ok(()),
+        Tracepoint::Call(call) => (record_size(call), Errno::ACCESS),
+        Tracepoint::Task(kind) => (tracefs::task_record_size(*kind), Errno::ACCESS),
     };
     if prog.ctx_bytes <= limit { Ok(()) } else { Err(errno) }
 }

@@ -58,13 +58,13 @@ pub fn set_program(
     takes_program(&event.kind)?;
     let wanted = match event.kind {
         PerfKind::Uprobe { .. } | PerfKind::Kprobe(_) => BPF_PROG_TYPE_KPROBE,
-        PerfKind::Syscall(_) => BPF_PROG_TYPE_TRACEPOINT,
+        PerfKind::Tracepoint(_) => BPF_PROG_TYPE_TRACEPOINT,
         _ => BPF_PROG_TYPE_PERF_EVENT,
     };
     if prog.spec.prog_type != wanted {
         return Err(Errno::INVAL);
     }
-    if let PerfKind::Syscall(call) = &event.kind {
+    if let PerfKind::Tracepoint(call) = &event.kind {
         context::fits(call, prog)?;
     }
     if prog.overrides && !overridable(&event.kind) {
@@ -96,7 +96,7 @@ fn set_enabled(event: &Arc<PerfObject>, on: bool) -> Result<(), Errno> {
 /// Makes what runs be what the event's state says.
 fn apply(event: &Arc<PerfObject>) -> Result<(), Errno> {
     match &event.kind {
-        PerfKind::Uprobe { .. } | PerfKind::Syscall(_) | PerfKind::Kprobe(_) => apply_probe(event),
+        PerfKind::Uprobe { .. } | PerfKind::Tracepoint(_) | PerfKind::Kprobe(_) => apply_probe(event),
         PerfKind::Clock { .. } => clock::apply(event),
         PerfKind::BpfOutput => Ok(()),
     }
@@ -125,7 +125,7 @@ fn apply_probe(event: &Arc<PerfObject>) -> Result<(), Errno> {
 
 fn spec_of(event: &PerfObject, link: u32, prog: &ProgObject, state: &PerfState) -> Result<LinkSpec, Errno> {
     let cookie = state.cookie;
-    if let PerfKind::Syscall(call) = event.kind {
+    if let PerfKind::Tracepoint(call) = event.kind {
         return Ok(tracepoint::spec_of(call, event, link, prog, cookie));
     }
     if let PerfKind::Kprobe(call) = event.kind {

@@ -84,7 +84,7 @@ fn kind_of(a: &PerfEventAttr, cpu: i32) -> Result<PerfKind, Errno> {
         (perf::PERF_TYPE_SOFTWARE, n) if n < perf::PERF_COUNT_SW_MAX => Err(Errno::OPNOTSUPP),
         (t, _) if t == uprobe_pmu() => uprobe(a),
         (t, _) if t == kprobe::pmu() => kprobe::event(a).map(PerfKind::Kprobe),
-        (perf::PERF_TYPE_TRACEPOINT, _) => super::tracepoint::event(a).map(PerfKind::Syscall),
+        (perf::PERF_TYPE_TRACEPOINT, _) => super::tracepoint::event(a).map(PerfKind::Tracepoint),
         // What the kernel says without such a PMU, hardware events too; the tools name the event in their message.
         _ => Err(Errno::NOENT),
     }

@@ -1,4 +1,4 @@
-//! Tracepoints that happen in user space too: system calls.
+//! Tracepoints that happen in user space too: system calls, and tasks that come and go.
 //!
 //! A tool names one by the id it read from tracefs: the kernel's where it may read that, ours where we served the file.
 
@@ -6,25 +6,37 @@ use crate::files::tracefs;
 use crate::object::{PerfObject, ProgObject};
 use bpftime_abi::perf::PerfEventAttr;
 use bpftime_abi::syscall;
-use bpftime_shm::session::wire::{CallContext, LinkKind, LinkSpec, Side, SyscallEvent};
+use bpftime_shm::session::wire::{CallContext, LinkKind, LinkSpec, Side, SyscallEvent, TaskEvent, TaskKind};
 use rustix::io::Errno;
 use std::collections::HashMap;
 use std::path::Path;
 use std::sync::OnceLock;
 
+/// A tracepoint of ours.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tracepoint {
+    /// A system call.
+    Call(SyscallEvent),
+    /// A task.
+    Task(TaskKind),
+}
+
 /// The event that `a` asks for; ENOENT, as an unknown id gets from the kernel, for one that only the kernel has.
-pub fn event(a: &PerfEventAttr) -> Result<SyscallEvent, Errno> {
+pub fn event(a: &PerfEventAttr) -> Result<Tracepoint, Errno> {
     let id = u32::try_from(a.config).map_err(|_| Errno::INVAL)?;
     tracefs::by_id(id).or_else(|| kernel_ids().get(&id).copied()).ok_or(Errno::NOENT)
 }
 
 /// A link of `prog` to the event, for processes that `pid` allows.
-pub fn spec(event: SyscallEvent, pid: i32, link: u32, prog: &ProgObject) -> LinkSpec {
+pub fn spec(event: Tracepoint, cookie: u64, pid: i32, link: u32, prog: &ProgObject) -> LinkSpec {
     LinkSpec {
-        kind: LinkKind::Syscall(event),
+        kind: match event {
+            Tracepoint::Call(call) => LinkKind::Syscall(SyscallEvent { cookie, ..call }),
+            Tracepoint::Task(kind) => LinkKind::Task(TaskEvent { kind, cookie }),
+        },
         link,
         prog: prog.spec.prog,
-        ret: event.side == Side::Exit,
+        ret: matches!(event, Tracepoint::Call(SyscallEvent { side: Side::Exit, .. })),
         pid,
         dev: 0,
         ino: 0,
@@ -34,29 +46,23 @@ pub fn spec(event: SyscallEvent, pid: i32, link: u32, prog: &ProgObject) -> Link
 }
 
 /// The link of a perf event that watches `event`.
-pub fn spec_of(
-    event: SyscallEvent,
-    perf: &PerfObject,
-    link: u32,
-    prog: &ProgObject,
-    cookie: u64,
-) -> LinkSpec {
-    spec(SyscallEvent { cookie, ..event }, perf.pid, link, prog)
+pub fn spec_of(event: Tracepoint, perf: &PerfObject, link: u32, prog: &ProgObject, cookie: u64) -> LinkSpec {
+    spec(event, cookie, perf.pid, link, prog)
 }
 
 /// What a raw tracepoint of this name is, if it is one of ours.
-pub fn raw(name: &[u8], cookie: u64) -> Option<SyscallEvent> {
+pub fn raw(name: &[u8]) -> Option<Tracepoint> {
     let side = match name {
         b"sys_enter" => Side::Enter,
         b"sys_exit" => Side::Exit,
         _ => return None,
     };
-    Some(SyscallEvent { side, nr: None, context: CallContext::Arguments, cookie })
+    Some(Tracepoint::Call(SyscallEvent { side, nr: None, context: CallContext::Arguments, cookie: 0 }))
 }
 
 /// The ids of the mounted tracefs, read once: some hundred small files.
-fn kernel_ids() -> &'static HashMap<u32, SyscallEvent> {
-    static IDS: OnceLock<HashMap<u32, SyscallEvent>> = OnceLock::new();
+fn kernel_ids() -> &'static HashMap<u32, Tracepoint> {
+    static IDS: OnceLock<HashMap<u32, Tracepoint>> = OnceLock::new();
     IDS.get_or_init(|| {
         tracefs::ROOTS
             .iter()
@@ -66,9 +72,9 @@ fn kernel_ids() -> &'static HashMap<u32, SyscallEvent> {
     })
 }
 
-fn read_ids(root: &Path) -> HashMap<u32, SyscallEvent> {
+fn read_ids(root: &Path) -> HashMap<u32, Tracepoint> {
     let mut ids = HashMap::new();
-    for category in ["syscalls", "raw_syscalls"] {
+    for category in tracefs::CATEGORIES {
         let Ok(dir) = std::fs::read_dir(root.join("events").join(category)) else { continue };
         for entry in dir.flatten() {
             let id =
@@ -83,14 +89,23 @@ fn read_ids(root: &Path) -> HashMap<u32, SyscallEvent> {
 }
 
 /// The name of an event without its category.
-pub fn name_of(event: &SyscallEvent) -> String {
+pub fn name_of(event: &Tracepoint) -> String {
+    let event = match event {
+        Tracepoint::Task(kind) => {
+            return tracefs::TASKS.iter().find(|t| t.kind == *kind).map_or("", |t| t.name).into();
+        }
+        Tracepoint::Call(event) => event,
+    };
     let side = if event.side == Side::Enter { "sys_enter" } else { "sys_exit" };
     let row = event.nr.and_then(|nr| syscall::SYSCALLS.iter().find(|s| s.nr == nr));
     row.map_or_else(|| side.to_string(), |row| format!("{side}_{}", row.name))
 }
 
 /// The event of this name.
-pub fn named(category: &str, name: &str) -> Option<SyscallEvent> {
+pub fn named(category: &str, name: &str) -> Option<Tracepoint> {
+    if category == "sched" {
+        return tracefs::TASKS.iter().find(|t| t.name == name).map(|t| Tracepoint::Task(t.kind));
+    }
     let (side, call) = match name.strip_prefix("sys_enter") {
         Some(rest) => (Side::Enter, rest),
         None => (Side::Exit, name.strip_prefix("sys_exit")?),
@@ -100,27 +115,30 @@ pub fn named(category: &str, name: &str) -> Option<SyscallEvent> {
         ("syscalls", _) => Some(syscall::by_name(call.strip_prefix('_')?)?.nr),
         _ => return None,
     };
-    Some(SyscallEvent { side, nr, context: CallContext::Record, cookie: 0 })
+    Some(Tracepoint::Call(SyscallEvent { side, nr, context: CallContext::Record, cookie: 0 }))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn call(t: Tracepoint) -> Option<(Side, Option<u32>)> {
+        if let Tracepoint::Call(e) = t { Some((e.side, e.nr)) } else { None }
+    }
+
     #[test]
     fn names_become_events() {
-        let kill = named("syscalls", "sys_exit_kill").map(|e| (e.side, e.nr));
-        assert_eq!(kill, Some((Side::Exit, Some(62))));
-        let any = named("raw_syscalls", "sys_enter").map(|e| (e.side, e.nr));
-        assert_eq!(any, Some((Side::Enter, None)));
+        assert_eq!(named("syscalls", "sys_exit_kill").and_then(call), Some((Side::Exit, Some(62))));
+        assert_eq!(named("raw_syscalls", "sys_enter").and_then(call), Some((Side::Enter, None)));
         assert_eq!(named("syscalls", "sys_enter"), None);
+        assert_eq!(named("sched", "sched_process_exit"), Some(Tracepoint::Task(TaskKind::Exit)));
         assert_eq!(named("sched", "sched_switch"), None);
     }
 
     #[test]
     fn an_id_of_ours_is_known_and_a_foreign_one_is_not() {
         let attr = |config| PerfEventAttr { type_: 2, config, ..PerfEventAttr::default() };
-        assert_eq!(event(&attr(0x1_0000)).map(|e| e.nr), Ok(None));
-        assert_eq!(event(&attr(0x7fff_ffff)).map(|e| e.nr), Err(Errno::NOENT));
+        assert_eq!(event(&attr(0x1_0000)).map(call), Ok(Some((Side::Enter, None))));
+        assert_eq!(event(&attr(0x7fff_ffff)), Err(Errno::NOENT));
     }
 }

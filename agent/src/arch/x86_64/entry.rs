@@ -147,9 +147,6 @@ macro_rules! entry_common {
 
 entry_common!("bpft_entry_common", "0", crate::hook::on_entry);
 entry_common!("bpft_entry_common_flags", "1", crate::hook::on_entry);
-// System calls leave the status flags alone, and nothing tells whether somebody relies on it.
-entry_common!("bpft_syscall_enter", "1", crate::hook::on_syscall_enter);
-entry_common!("bpft_syscall_exit", "1", crate::hook::on_syscall_exit);
 
 // For sites with a return probe only: nobody will look at the registers, so this does what hook::returns::push does in
 // the usual case, with five of them. Anything unusual goes the long way.
@@ -278,14 +275,7 @@ global_asm!(
 // idx * 40 is spelled out above
 const _: () = assert!(stubs::STRIDE == 40);
 
-/// Addresses of the variants before and after a system call.
-pub(crate) fn syscall_common() -> (usize, usize) {
-    (bpft_syscall_enter as *const () as usize, bpft_syscall_exit as *const () as usize)
-}
-
 unsafe extern "C" {
-    fn bpft_syscall_enter();
-    fn bpft_syscall_exit();
     fn bpft_entry_common();
     fn bpft_entry_common_flags();
     fn bpft_entry_return();

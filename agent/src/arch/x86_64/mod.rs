@@ -8,6 +8,7 @@
 //!   never reach the host's libc, which could use AVX, be lazily bound, or be probed itself.
 
 pub mod copy;
+pub(crate) mod dispatch;
 mod entry;
 pub mod flow;
 pub mod guarded;
@@ -17,10 +18,12 @@ pub mod relocate;
 pub mod stubs;
 pub mod sys;
 pub mod syscall;
+mod syscall_entry;
 pub mod tls;
 
-pub(crate) use entry::{landing, syscall_common};
+pub(crate) use entry::landing;
 pub use regs::PtRegs;
+pub(crate) use syscall_entry::syscall_common;
 
 const _: () = assert!(
     !cfg!(target_feature = "avx"),

@@ -13,9 +13,11 @@
 //!   FORK k   the system call on the program's own stack pointer, ecx = its number (or -1: our own thread's), AFTER
 //!   LEAVE    sp+136, DONE
 //!   DONE     jump behind the original system call
-//!   GATE no  do_syscall without events, or the original instruction where that is still in place
-//!   PLAIN    the system call on the program's own stack pointer
+//!   QUIET    do_syscall without events, sp+144, DONE
+//!   GATE no  QUIET, or the original instruction where that is still in place
+//!   PLAIN    the system call on the program's own stack pointer, in a thread that we know nothing of
 //! ```
+//! A thread whose calls are dispatched (dispatch.rs) goes by QUIET and EVENTS, whose `syscall` is in our own text.
 
 use super::relocate;
 use std::arch::global_asm;
@@ -47,11 +49,16 @@ unsafe extern "C" {
     fn bpft_do_syscall();
 }
 
+/// The `syscall` that thunks make.
+pub(crate) fn instruction() -> usize {
+    bpft_do_syscall as *const () as usize
+}
+
 /// By the low byte of a system call's number: whether the events have to be looked at. Sharing a byte costs some
 /// nanoseconds, no more.
 ///
 /// Some are looked at always, also through thunks that nobody wants any more: calls that must not run on a lowered
-/// stack pointer.
+/// stack pointer, and those after which more code may run.
 pub static TABLE: [AtomicU8; 256] = {
     let mut table = [const { AtomicU8::new(0) }; 256];
     let mut i = 0;
@@ -62,8 +69,9 @@ pub static TABLE: [AtomicU8; 256] = {
     table
 };
 
-/// Low bytes of rt_sigreturn, clone, vfork, clone3.
-const OPEN: [usize; 4] = [15, 56, 58, 435 & 0xff];
+/// Low bytes of rt_sigreturn, clone, fork, vfork, clone3; of mmap, mprotect, pkey_mprotect; of exit and exit_group, which end
+/// a task.
+const OPEN: [usize; 10] = [15, 56, 57, 58, 435 & 0xff, 9, 10, 329 & 0xff, 60, 231];
 
 /// Opens or closes the gate for the numbers with this low byte.
 pub fn set_gate(low: usize, open: bool) {
@@ -87,6 +95,8 @@ pub struct Parts {
     /// See above.
     pub leave: usize,
     /// See above.
+    pub quiet: usize,
+    /// See above.
     pub plain: usize,
 }
 
@@ -104,7 +114,7 @@ pub struct Refs {
 }
 
 /// Room that always suffices behind the displaced instructions.
-pub const ROOM: usize = 320;
+pub const ROOM: usize = 400;
 
 /// Appends everything behind the displaced instructions to `code`, which is going to be at `at`.
 pub fn assemble(code: &mut Vec<u8>, at: u64, refs: &Refs) -> Parts {
@@ -126,14 +136,17 @@ pub fn assemble(code: &mut Vec<u8>, at: u64, refs: &Refs) -> Parts {
         relocate::jump(a.code, at, refs.after - 2);
     } else {
         a.bytes(DOWN);
-        a.load(PUSH, refs.site);
-        a.bytes(&[0x51]); // push rcx
-        a.load(CALL, bpft_do_syscall as *const () as usize);
-        a.bytes(&[0x48, 0x8d, 0xa4, 0x24, 0x90, 0, 0, 0]); // lea rsp, [rsp+144]
-        relocate::jump(a.code, at, refs.after);
+        a.bytes(&[0xeb, UP_ONE.len() as u8]); // over QUIET's first instruction
     }
+    parts.quiet = a.code.len();
+    a.bytes(UP_ONE);
+    a.load(PUSH, refs.site);
+    a.bytes(&[0x51]); // push rcx
+    a.load(CALL, bpft_do_syscall as *const () as usize);
+    a.bytes(&[0x48, 0x8d, 0xa4, 0x24, 0x90, 0, 0, 0]); // lea rsp, [rsp+144]
+    relocate::jump(a.code, at, refs.after);
     parts.events = a.code.len();
-    a.bytes(&[0x48, 0x8d, 0x64, 0x24, 8]); // lea rsp, [rsp+8]
+    a.bytes(UP_ONE);
     a.load(PUSH, refs.site);
     a.bytes(&[0x51]); // push rcx
     a.load(CALL, bpft_do_syscall as *const () as usize);
@@ -172,6 +185,7 @@ pub fn assemble(code: &mut Vec<u8>, at: u64, refs: &Refs) -> Parts {
 
 const DOWN: &[u8] = &[0x48, 0x8d, 0x64, 0x24, 0x80]; // lea rsp, [rsp-128]
 const UP: &[u8] = &[0x48, 0x8d, 0xa4, 0x24, 0x88, 0, 0, 0]; // lea rsp, [rsp+136]
+const UP_ONE: &[u8] = &[0x48, 0x8d, 0x64, 0x24, 8]; // lea rsp, [rsp+8]
 const SYSCALL: &[u8] = &[0x0f, 0x05];
 const PUSH: &[u8] = &[0xff, 0x35]; // push [rip+x]
 const CALL: &[u8] = &[0xff, 0x15]; // call [rip+x]
@@ -224,7 +238,7 @@ mod tests {
             let parts = assemble(&mut code, 0x1000, &refs);
             assert!(code.len() <= ROOM, "{}", code.len());
             let starts: Vec<u64> = super::super::flow::decode(&code, 0).map(|i| i.ip()).collect();
-            for part in [parts.events, parts.leave, parts.plain].into_iter().chain(parts.forks) {
+            for part in [parts.events, parts.leave, parts.quiet, parts.plain].into_iter().chain(parts.forks) {
                 assert!(starts.contains(&(part as u64)));
             }
         }

@@ -5,7 +5,7 @@ mod patch;
 mod prepare;
 mod syscall;
 
-pub use syscall::{Call, fits_a_line};
+pub use syscall::{Call, fits_a_line, short_reaches};
 
 use super::maps::Maps;
 use super::near::Near;

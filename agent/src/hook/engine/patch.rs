@@ -211,5 +211,5 @@ pub(super) fn jump(from: usize, to: usize) -> [u8; JUMP] {
 }
 
 pub(super) fn short(from: usize, to: usize) -> [u8; SHORT] {
-    [0xeb, (to - (from + SHORT)) as u8]
+    [0xeb, to.wrapping_sub(from + SHORT) as u8]
 }

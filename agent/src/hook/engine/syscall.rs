@@ -3,17 +3,18 @@
 //! Threads block signals around the very system calls that matter here (a thread that is born or dies, raise,
 //! posix_spawn), and an int3 would kill them. So the jump is written, and taken back, by one store, and no int3 is
 //! ever where a thread goes. Where it replaces several instructions the inner boundaries read int3, for a thread
-//! that was suspended exactly there; nothing branches there. What cannot be taken back is left as a detour without
-//! effect.
+//! that was suspended exactly there; nothing branches there. Where nothing fits, the `syscall` itself becomes a 2-byte
+//! jump to a 5-byte one in padding. What cannot be taken back is left as a detour without effect.
 
-use super::patch::jump;
-use super::{Built, CannotHook, Engine, Entry, Form, INT3};
+use super::patch::{jump, short};
+use super::{Built, CannotHook, Engine, Entry, Form, INT3, Pad};
 use crate::arch::syscall::{ROOM, Refs, assemble};
 use crate::arch::{flow, relocate, syscall_common};
-use crate::hook::plan::JUMP;
+use crate::hook::plan::{JUMP, SHORT};
 use crate::hook::syscall::SyscallSite;
 use crate::hook::{Mute, Site, made, thunk};
 use iced_x86::Instruction;
+use std::ops::Range;
 
 /// A `syscall` instruction and where its jump goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,6 +23,8 @@ pub struct Call {
     pub from: usize,
     /// The `syscall`.
     pub at: usize,
+    /// Padding for a 5-byte jump, to which a 2-byte one goes that replaces the `syscall`; `from` is `at` then.
+    pub pad: Option<usize>,
 }
 
 /// Whether a jump at `from` lies in one cache line, so that one store can write it.
@@ -29,11 +32,26 @@ pub fn fits_a_line(from: usize) -> bool {
     from % 64 + JUMP <= 64
 }
 
+/// Whether a 2-byte jump at `at` can be written by one store, and reach padding at `pad`.
+pub fn short_reaches(at: usize, pad: usize) -> bool {
+    let distance = pad as i64 - (at + SHORT) as i64;
+    at % 64 + SHORT <= 64 && i8::try_from(distance).is_ok()
+}
+
 impl Engine {
     /// Code at `addr` as the program was built.
     pub fn code(&mut self, addr: usize, len: usize) -> Vec<u8> {
         let _quiet = Mute::new();
         self.original(addr, len)
+    }
+
+    /// The parts of `range` that are not our own code.
+    pub fn foreign(&self, range: Range<usize>) -> Vec<Range<usize>> {
+        let mut left = vec![range];
+        for ours in self.near.all() {
+            left = left.into_iter().flat_map(|r| without(r, ours)).collect();
+        }
+        left
     }
 
     /// Rewrites the calls; returns those that are, or were already. They are written together, since making text
@@ -45,19 +63,25 @@ impl Engine {
         for call in calls {
             if self.calls.contains(&call.from) {
                 done.push(*call);
-            } else if fits_a_line(call.from)
+            } else if (call.pad.is_some() || fits_a_line(call.from))
                 && let Ok(entry) = self.prepare_call(call)
             {
                 at_once.push((*call, entry));
             }
         }
-        let writes: Vec<_> = at_once.iter().map(|(c, e)| (c.from, jump(c.from, e.thunk.at))).collect();
+        let patch = |c: &Call, e: &Entry| match c.pad {
+            Some(pad) => short(c.from, pad).to_vec(),
+            None => jump(c.from, e.thunk.at).to_vec(),
+        };
+        let writes: Vec<_> = at_once.iter().map(|(c, e)| (c.from, patch(c, e))).collect();
         for (call, e) in &at_once {
             e.thunk.copies.iter().for_each(|(off, copy)| self.traps.set(call.from + off, *copy));
         }
         let written = self.text.write_each_at_once(&writes);
-        for (call, entry) in at_once {
-            if written.contains(&call.from) {
+        for (call, mut entry) in at_once {
+            if !written.contains(&call.from) {
+                self.leave_pad(&mut entry);
+            } else {
                 self.entries.insert(call.from, entry);
                 self.calls.insert(call.from);
                 done.push(call);
@@ -73,14 +97,17 @@ impl Engine {
             .iter()
             .filter(|f| self.calls.contains(f))
             .filter_map(|f| {
-                Some((*f, <[u8; JUMP]>::try_from(self.entries.get(f)?.original.get(..JUMP)?).ok()?))
+                let e = self.entries.get(f)?;
+                let len = if e.pad.is_some() { SHORT } else { JUMP };
+                Some((*f, e.original.get(..len)?.to_vec()))
             })
             .collect();
         let written = self.text.write_each_at_once(&restore);
         for addr in &written {
             self.calls.remove(addr);
-            if let Some(e) = self.entries.remove(addr) {
+            if let Some(mut e) = self.entries.remove(addr) {
                 e.thunk.copies.iter().for_each(|(off, _)| self.traps.retire(addr + off));
+                self.leave_pad(&mut e);
             }
         }
         restore.into_iter().map(|(f, _)| f).filter(|f| !written.contains(f)).collect()
@@ -105,37 +132,54 @@ impl Engine {
         let from = call.from;
         let code = self.original(from, call.at + 2 - from);
         let insns: Vec<Instruction> = flow::decode(&code, from as u64).collect();
-        let Some((last, before)) =
-            insns.split_last().filter(|(l, b)| l.ip() == call.at as u64 && !b.is_empty())
-        else {
+        let Some((last, before)) = insns.split_last().filter(|(l, b)| {
+            l.ip() == call.at as u64 && l.len() == SHORT && b.is_empty() == call.pad.is_some()
+        }) else {
             return Err(CannotHook::NotCode(from));
         };
         if code[0] == INT3 {
             return Err(CannotHook::Breakpoint(from));
         }
-        let in_place = call.at - from >= JUMP;
+        let in_place = call.pad.is_none() && call.at - from >= JUMP;
         let displaced = if in_place { before } else { &insns[..] };
         let end = displaced.last().unwrap_or(last).next_ip() as usize;
-        if !self.unclaimed(&(from..end), usize::MAX) || end - from < JUMP {
+        let least = if call.pad.is_some() { SHORT } else { JUMP };
+        if !self.unclaimed(&(from..end), usize::MAX) || end - from < least {
             return Err(CannotHook::InsideInstruction { addr: from, site: from });
         }
         let boundary = |off: usize| displaced.iter().any(|i| i.ip() as usize == from + off);
         let fixed = std::array::from_fn(|k| boundary(k + 1));
         let room = thunk::room(displaced.len()) + ROOM;
+        let jump_at = call.pad.unwrap_or(from);
         let at =
-            self.near.place(&mut self.maps, from + JUMP, fixed, room).ok_or(CannotHook::NoMemory(from))?;
+            self.near.place(&mut self.maps, jump_at + JUMP, fixed, room).ok_or(CannotHook::NoMemory(from))?;
         let thunk = self.build_call(call, at, before, displaced, &code)?;
+        if let Some(pad) = call.pad {
+            self.take_pad(pad, from, thunk.at)?;
+        }
         Ok(Entry {
             site: Site::new(from, self.callbacks),
-            form: Form::Jump,
+            form: if call.pad.is_some() { Form::Short } else { Form::Jump },
             thunk,
             original: code[..end - from].to_vec(),
             first_len: insns[0].len(),
-            pad: None,
+            pad: call.pad,
             since: 0,
             hopeless: true,
             leaving: false,
         })
+    }
+
+    /// Writes the jump into padding, where no thread is: not while one may be left over from an earlier jump there.
+    fn take_pad(&mut self, pad: usize, owner: usize, target: usize) -> Result<(), CannotHook> {
+        let free = self.unclaimed(&(pad..pad + JUMP), usize::MAX);
+        let original = <[u8; JUMP]>::try_from(self.original(pad, JUMP));
+        let (true, Ok(original)) = (free, original) else {
+            return Err(CannotHook::InsideInstruction { addr: pad, site: owner });
+        };
+        self.put(pad, &jump(pad, target))?;
+        self.pads.insert(pad, Pad { original, owner, target, leaving: None });
+        Ok(())
     }
 
     fn build_call(
@@ -155,6 +199,8 @@ impl Engine {
         };
         let whole = moved.code.len();
         let body = [5, 14].into_iter().map(|n| whole - n.min(whole)).find(|len| len + jump(*len) == whole);
+        // Nothing stands before a call that is replaced itself.
+        let body = if before.is_empty() { Some(0) } else { body };
         moved.code.truncate(body.ok_or(CannotHook::NotCode(call.from))?);
         let mut starts = moved.starts;
         if displaced.len() > before.len() {
@@ -183,4 +229,13 @@ impl Engine {
         made::remember(at, moved.code.len(), call.from, &copies);
         Ok(Built { at, landing: 0, copies })
     }
+}
+
+/// `range` without what it shares with `taken`.
+fn without(range: Range<usize>, taken: &Range<usize>) -> impl Iterator<Item = Range<usize>> + use<> {
+    let below = range.start..range.end.min(taken.start);
+    let above = range.start.max(taken.end)..range.end;
+    let apart = taken.end <= range.start || range.end <= taken.start;
+    let parts = if apart { [range, 0..0] } else { [below, above] };
+    parts.into_iter().filter(|r| r.start < r.end)
 }

@@ -54,10 +54,7 @@ const COMM_LEN: usize = 16;
 
 /// The thread's name, zero padded.
 pub(super) fn comm() -> [u8; COMM_LEN] {
-    let mut comm = [0u8; COMM_LEN];
-    // SAFETY: PR_GET_NAME writes at most 16 bytes.
-    unsafe { syscall(libc::SYS_prctl, [libc::PR_GET_NAME as usize, comm.as_mut_ptr() as usize, 0, 0, 0, 0]) };
-    comm
+    process::comm()
 }
 
 helper! {

@@ -2,7 +2,7 @@
 
 use super::kin;
 use crate::arch::sys::syscall;
-use crate::run::{Run, clock, helpers};
+use crate::run::{Run, clock, helpers, process};
 use crate::signals;
 use bpftime_abi::task::{Object, Place, Value};
 
@@ -58,10 +58,7 @@ fn comm(run: &Run, thread: u32) -> [u8; 16] {
     if thread != run.tid() {
         return kin::of(thread).unwrap_or_default().comm;
     }
-    let mut name = [0u8; 16];
-    // SAFETY: PR_GET_NAME writes at most 16 bytes.
-    unsafe { syscall(libc::SYS_prctl, [libc::PR_GET_NAME as usize, name.as_mut_ptr() as usize, 0, 0, 0, 0]) };
-    name
+    process::comm()
 }
 
 /// Nanoseconds since boot at which the process started, to the tick: threads count as their process, and a process
