@@ -4,6 +4,7 @@
 //! that it relays to agents ([`Client`]); it remembers them ([`Known`]) for agents that connect later.
 
 mod client;
+pub mod inspect;
 mod known;
 mod robust;
 mod serve;

@@ -65,6 +65,14 @@ pub fn unwatch(fd: RawFd) -> bool {
     word.load(Ordering::Relaxed) & bit != 0 && word.fetch_and(!bit, Ordering::Relaxed) & bit != 0
 }
 
+/// A duplicate of one of the tool's descriptors of this file, where it has one.
+pub fn another(file: FileId) -> Option<OwnedFd> {
+    let numbers = std::fs::read_dir("/proc/self/fd").ok()?.flatten();
+    let numbers = numbers.filter_map(|e| e.file_name().to_str()?.parse().ok());
+    let fd = numbers.filter_map(|n| borrow(n).ok()).find(|fd| identity(*fd) == Ok(file))?;
+    rustix::io::fcntl_dupfd_cloexec(fd, 3).ok()
+}
+
 /// Borrows a number the tool gave; `EBADF` when it is not open.
 pub fn borrow(fd: RawFd) -> Result<BorrowedFd<'static>, Errno> {
     if fd < 0 {

@@ -10,6 +10,7 @@
 mod broker;
 mod btf;
 mod cmd;
+mod elsewhere;
 mod exports;
 mod fds;
 mod files;

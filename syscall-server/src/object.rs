@@ -10,12 +10,14 @@ use crate::perf::tracepoint::Tracepoint;
 use bpftime_agent::run::MapHandle;
 use bpftime_agent::run::image::Program;
 use bpftime_agent::run::shadow::Layout;
+use bpftime_shm::session::inspect::Kind;
 use bpftime_shm::session::wire::{Point, ProgSpec, SyscallEvent};
+use bpftime_shm::session::{dir, ids};
 use bpftime_shm::{MapDef, PerfRing};
-use rustix::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
+use rustix::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use rustix::io::Errno;
 use std::collections::{BTreeMap, HashMap};
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 /// A map.
@@ -130,8 +132,8 @@ pub struct ProgObject {
     pub tag: [u8; 8],
     /// Nanoseconds since boot at load.
     pub load_time: u64,
-    /// Number of instructions, as loaded.
-    pub insn_cnt: u32,
+    /// Its instructions as loaded, with map ids in place of descriptors.
+    pub insns: Vec<u8>,
     /// Whether the licence is GPL compatible.
     pub gpl: bool,
     /// Id of its BTF, 0 for none.
@@ -253,6 +255,13 @@ pub struct LinkObject {
 
 /// What only one type of link has.
 pub enum LinkDetail {
+    /// A link of another session: the part of `struct bpf_link_info` that depends on the type, and its text.
+    Elsewhere {
+        /// The words, without buffers.
+        words: [u64; 6],
+        /// Path or name.
+        text: Vec<u8>,
+    },
     /// All is told by the event.
     Event,
     /// BPF_LINK_TYPE_RAW_TRACEPOINT.
@@ -317,10 +326,19 @@ fn table() -> MutexGuard<'static, HashMap<FileId, Row>> {
     TABLE.get_or_init(Mutex::default).lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A fresh id, for maps, programs, links and BTF alike.
+/// A fresh id, for maps, programs, links and BTF alike: unique among the sessions of this user.
 pub fn next_id() -> u32 {
-    static NEXT: AtomicU32 = AtomicU32::new(1);
-    NEXT.fetch_add(1, Ordering::Relaxed)
+    /// The next id and how many are left of its block, and the process that took the block: a forked child is another.
+    static LEFT: Mutex<(u32, u32, u32)> = Mutex::new((0, 0, 0));
+    let mut left = LEFT.lock().unwrap_or_else(PoisonError::into_inner);
+    let me = std::process::id();
+    if left.1 == 0 || left.2 != me {
+        let block = dir::own().ok().and_then(|d| ids::take_block(&d).ok());
+        // Without a directory nobody else can see the ids.
+        *left = (block.unwrap_or(left.0.max(1)), ids::BLOCK, me);
+    }
+    *left = (left.0 + 1, left.1 - 1, me);
+    left.0 - 1
 }
 
 /// Enters an object under the file behind `fd`.
@@ -368,7 +386,50 @@ finder!(perf, Perf, PerfObject);
 finder!(link, Link, LinkObject);
 finder!(btf, Btf, BtfObject);
 
-/// All objects, for id lookups and listings.
-pub fn all() -> Vec<Object> {
-    table().values().map(|row| row.object.clone()).collect()
+impl Object {
+    /// Kind and id; perf events have none.
+    pub fn id(&self) -> Option<(Kind, u32)> {
+        match self {
+            Self::Map(m) => Some((Kind::Map, m.id)),
+            Self::Prog(p) => Some((Kind::Prog, p.spec.prog)),
+            Self::Link(l) => Some((Kind::Link, l.id)),
+            Self::Btf(b) => Some((Kind::Btf, b.id)),
+            Self::Perf(_) => None,
+        }
+    }
+}
+
+/// All objects with the identity of their file, for listings.
+pub fn all() -> Vec<(FileId, Object)> {
+    table().iter().map(|(file, row)| (*file, row.object.clone())).collect()
+}
+
+/// Numbers of the descriptors that we hold of objects: not the tool's.
+pub fn hidden_fds() -> std::collections::HashSet<RawFd> {
+    let mut hidden = std::collections::HashSet::new();
+    for row in table().values() {
+        match &row.object {
+            Object::Map(m) => {
+                hidden.insert(m.memfd.as_raw_fd());
+                hidden.extend(m.events.iter().map(|e| e.tool.as_raw_fd()));
+            }
+            Object::Prog(p) => drop(hidden.insert(p.image.as_raw_fd())),
+            Object::Btf(b) => drop(hidden.insert(b.memfd.as_raw_fd())),
+            Object::Perf(p) => hidden.extend(p.events.iter().map(|e| e.tool.as_raw_fd())),
+            Object::Link(_) => {}
+        }
+    }
+    hidden
+}
+
+/// The object behind this file.
+pub fn of_file(file: FileId) -> Option<Object> {
+    table().get(&file).map(|row| row.object.clone())
+}
+
+/// The object of this kind and id that this process knows.
+pub fn by_id(kind: Kind, id: u32) -> Option<(FileId, Object)> {
+    let table = table();
+    let found = table.iter().find(|(_, row)| row.object.id() == Some((kind, id)));
+    found.map(|(file, row)| (*file, row.object.clone()))
 }

@@ -7,6 +7,8 @@
 //! * messages are idempotent by id, so that a forked child can ask again and end in the same state.
 
 pub mod dir;
+pub mod ids;
+pub mod inspect;
 pub mod page;
 pub mod sealed;
 pub mod sock;

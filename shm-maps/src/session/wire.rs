@@ -231,6 +231,10 @@ pub enum Message {
     List,
     /// `bpftime trace-pipe`: the session page, please. The same message with its descriptor is the answer.
     Text,
+    /// Another tool: an encoded [`super::inspect::Request`].
+    Inspect(Vec<u8>),
+    /// Tool: an encoded [`super::inspect::Reply`], with the object's descriptor.
+    Inspected(Vec<u8>),
     /// Tool: answer to [`Message::List`].
     Listing {
         /// Pid of the tool.
@@ -253,27 +257,27 @@ const TASK: u8 = 10;
 
 /// Appends values to a message.
 #[derive(Default)]
-struct Writer(Vec<u8>);
+pub(super) struct Writer(pub(super) Vec<u8>);
 
 impl Writer {
-    fn u8(&mut self, v: u8) {
+    pub(super) fn u8(&mut self, v: u8) {
         self.0.push(v);
     }
-    fn u32(&mut self, v: u32) {
+    pub(super) fn u32(&mut self, v: u32) {
         self.0.extend_from_slice(&v.to_le_bytes());
     }
-    fn u64(&mut self, v: u64) {
+    pub(super) fn u64(&mut self, v: u64) {
         self.0.extend_from_slice(&v.to_le_bytes());
     }
-    fn bytes(&mut self, v: &[u8]) {
+    pub(super) fn bytes(&mut self, v: &[u8]) {
         self.u32(v.len() as u32);
         self.0.extend_from_slice(v);
     }
-    fn list<T>(&mut self, v: &[T], each: impl Fn(&mut Self, &T)) {
+    pub(super) fn list<T>(&mut self, v: &[T], each: impl Fn(&mut Self, &T)) {
         self.u32(v.len() as u32);
         v.iter().for_each(|x| each(self, x));
     }
-    fn prog(&mut self, p: &ProgSpec) {
+    pub(super) fn prog(&mut self, p: &ProgSpec) {
         self.u32(p.prog);
         self.u32(p.prog_type);
         self.bytes(&p.name);
@@ -325,7 +329,7 @@ impl Writer {
 }
 
 /// Takes values off a message; every step checks what is left.
-struct Reader<'a>(&'a [u8]);
+pub(super) struct Reader<'a>(pub(super) &'a [u8]);
 
 impl<'a> Reader<'a> {
     fn take(&mut self, n: usize) -> Result<&'a [u8], Errno> {
@@ -333,20 +337,20 @@ impl<'a> Reader<'a> {
         self.0 = tail;
         Ok(head)
     }
-    fn u8(&mut self) -> Result<u8, Errno> {
+    pub(super) fn u8(&mut self) -> Result<u8, Errno> {
         Ok(self.take(1)?[0])
     }
-    fn u32(&mut self) -> Result<u32, Errno> {
+    pub(super) fn u32(&mut self) -> Result<u32, Errno> {
         self.take(4)?.try_into().map(u32::from_le_bytes).map_err(|_| Errno::BADMSG)
     }
-    fn u64(&mut self) -> Result<u64, Errno> {
+    pub(super) fn u64(&mut self) -> Result<u64, Errno> {
         self.take(8)?.try_into().map(u64::from_le_bytes).map_err(|_| Errno::BADMSG)
     }
-    fn bytes(&mut self) -> Result<Vec<u8>, Errno> {
+    pub(super) fn bytes(&mut self) -> Result<Vec<u8>, Errno> {
         let n = self.u32()? as usize;
         Ok(self.take(n)?.to_vec())
     }
-    fn list<T>(&mut self, each: impl Fn(&mut Self) -> Result<T, Errno>) -> Result<Vec<T>, Errno> {
+    pub(super) fn list<T>(&mut self, each: impl Fn(&mut Self) -> Result<T, Errno>) -> Result<Vec<T>, Errno> {
         let n = self.u32()? as usize;
         // Every element takes at least one byte, so a length beyond the rest is a lie.
         if n > self.0.len() {
@@ -354,7 +358,7 @@ impl<'a> Reader<'a> {
         }
         (0..n).map(|_| each(self)).collect()
     }
-    fn prog(&mut self) -> Result<ProgSpec, Errno> {
+    pub(super) fn prog(&mut self) -> Result<ProgSpec, Errno> {
         Ok(ProgSpec {
             prog: self.u32()?,
             prog_type: self.u32()?,
@@ -436,6 +440,8 @@ mod kind {
     pub const LIST: u8 = 11;
     pub const LISTING: u8 = 12;
     pub const TASK: u8 = 20;
+    pub const INSPECT: u8 = 23;
+    pub const INSPECTED: u8 = 24;
     pub const MEMBER: u8 = 13;
     pub const TEXT: u8 = 21;
 }
@@ -481,6 +487,8 @@ impl Message {
             }
             Self::List => w.u8(kind::LIST),
             Self::Text => w.u8(kind::TEXT),
+            Self::Inspect(request) => (w.u8(kind::INSPECT), w.bytes(request)).1,
+            Self::Inspected(reply) => (w.u8(kind::INSPECTED), w.bytes(reply)).1,
             Self::Listing { pid, command, progs, links, maps, agents } => {
                 w.u8(kind::LISTING);
                 w.u32(*pid as u32);
@@ -514,6 +522,8 @@ impl Message {
             kind::ACK => Self::Ack { seq: r.u64()?, sites: r.u32()?, refused: r.u32()? },
             kind::LIST => Self::List,
             kind::TEXT => Self::Text,
+            kind::INSPECT => Self::Inspect(r.bytes()?),
+            kind::INSPECTED => Self::Inspected(r.bytes()?),
             kind::LISTING => Self::Listing {
                 pid: r.u32()? as i32,
                 command: r.bytes()?,
@@ -570,6 +580,8 @@ mod tests {
             Message::Ack { seq: 77, sites: 1, refused: 2 },
             Message::List,
             Message::Text,
+            Message::Inspect(vec![1, 2]),
+            Message::Inspected(vec![]),
             Message::Listing {
                 pid: 12,
                 command: b"bpftrace".to_vec(),

@@ -213,6 +213,11 @@ impl Broker {
                 sock::send(conn.as_fd(), &self.known.listing(agents).encode(), &[])
             }
             Message::Text => sock::send(conn.as_fd(), &Message::Text.encode(), &[self.page_fd.as_fd()]),
+            Message::Inspect(request) => {
+                let (reply, fd) = super::inspect::answer(&request);
+                let fd = fd.as_ref().map(AsFd::as_fd);
+                sock::send(conn.as_fd(), &Message::Inspected(reply.encode()).encode(), fd.as_slice())
+            }
             Message::Hello { version: VERSION } => self.welcome(conn, pid),
             _ => Err(Errno::PROTO),
         }

@@ -2,9 +2,11 @@
 
 use super::Attr;
 use crate::object::{self, Object};
-use crate::{fds, user};
-use bpftime_abi::attr::{BtfInfo, GetId, Info, MapInfo, ProgInfo};
-use rustix::fd::RawFd;
+use crate::{broker, elsewhere, fds, user};
+use bpftime_abi::attr::{BtfInfo, GetId, Info, MapInfo, ProgInfo, TaskFdQuery};
+use bpftime_shm::session::inspect::Kind;
+use bpftime_shm::session::sealed;
+use rustix::fd::{AsFd, RawFd};
 use rustix::io::Errno;
 use zerocopy::{FromBytes, IntoBytes};
 
@@ -68,13 +70,24 @@ fn prog_info(p: &object::ProgObject, a: &Info) -> Result<Vec<u8>, Errno> {
         let room = ids.len().min(asked.nr_map_ids as usize * 4);
         user::write(asked.map_ids, &ids[..room])?;
     }
+    // Instructions go out whole or not at all, as the kernel's.
+    let jited = jited_code(p);
+    if asked.xlated_prog_insns != 0 && asked.xlated_prog_len as usize >= p.insns.len() {
+        user::write(asked.xlated_prog_insns, &p.insns)?;
+    }
+    if asked.jited_prog_insns != 0 && asked.jited_prog_len as usize >= jited.len() {
+        user::write(asked.jited_prog_insns, &jited)?;
+    }
     let mut name = [0; 16];
     name[..p.spec.name.len().min(15)].copy_from_slice(&p.spec.name[..p.spec.name.len().min(15)]);
     let info = ProgInfo {
         prog_type: p.spec.prog_type,
         id: p.spec.prog,
         tag: p.tag,
-        xlated_prog_len: p.insn_cnt * 8,
+        jited_prog_len: jited.len() as u32,
+        jited_prog_insns: asked.jited_prog_insns,
+        xlated_prog_len: p.insns.len() as u32,
+        xlated_prog_insns: asked.xlated_prog_insns,
         load_time: p.load_time,
         created_by_uid: rustix::process::getuid().as_raw(),
         nr_map_ids: p.spec.maps.len() as u32,
@@ -82,10 +95,16 @@ fn prog_info(p: &object::ProgObject, a: &Info) -> Result<Vec<u8>, Errno> {
         name,
         gpl_compatible: p.gpl.into(),
         btf_id: p.btf,
-        verified_insns: p.insn_cnt,
+        verified_insns: p.insns.len() as u32 / 8,
         ..ProgInfo::default()
     };
     Ok(info.as_bytes().to_vec())
+}
+
+/// The machine code of the image, as it is before a process links it.
+fn jited_code(p: &object::ProgObject) -> Vec<u8> {
+    let bytes = sealed::read(p.image.as_fd()).unwrap_or_default();
+    bpftime_vm::ImageRef::parse(&bytes).map(|image| image.code().to_vec()).unwrap_or_default()
 }
 
 fn btf_info(b: &object::BtfObject, a: &Info) -> Result<Vec<u8>, Errno> {
@@ -108,42 +127,103 @@ fn btf_info(b: &object::BtfObject, a: &Info) -> Result<Vec<u8>, Errno> {
     Ok(info.as_bytes().to_vec())
 }
 
-/// The id of an object if it is of the kind `pick` wants.
-fn next(attr: &Attr, pick: fn(&Object) -> Option<u32>) -> Result<i64, Errno> {
+/// The least id above the one given, in this process and in all sessions of the user.
+fn next(attr: &Attr, kind: Kind) -> Result<i64, Errno> {
     let a: GetId = attr.get();
-    let id = object::all().iter().filter_map(pick).filter(|id| *id > a.id).min().ok_or(Errno::NOENT)?;
+    let own = object::all().into_iter().filter_map(|(_, o)| o.id()).filter(|(k, _)| *k == kind);
+    let all = own.map(|(_, id)| id).chain(elsewhere::ids(kind));
+    let id = all.filter(|id| *id > a.id).min().ok_or(Errno::NOENT)?;
     attr.put(std::mem::offset_of!(GetId, next_id), &id.to_ne_bytes())?;
     Ok(0)
 }
 
 /// BPF_PROG_GET_NEXT_ID.
 pub fn next_prog(attr: &Attr) -> Result<i64, Errno> {
-    next(attr, |o| if let Object::Prog(p) = o { Some(p.spec.prog) } else { None })
+    next(attr, Kind::Prog)
 }
 
 /// BPF_MAP_GET_NEXT_ID.
 pub fn next_map(attr: &Attr) -> Result<i64, Errno> {
-    next(attr, |o| if let Object::Map(m) = o { Some(m.id) } else { None })
+    next(attr, Kind::Map)
 }
 
 /// BPF_LINK_GET_NEXT_ID.
 pub fn next_link(attr: &Attr) -> Result<i64, Errno> {
-    next(attr, |o| if let Object::Link(l) = o { Some(l.id) } else { None })
+    next(attr, Kind::Link)
 }
 
-/// BPF_BTF_GET_NEXT_ID: the kernel's BTF and the tool's own; kernel modules have none here.
+/// BPF_BTF_GET_NEXT_ID: the kernel's BTF and tools' own; kernel modules have none here.
 pub fn next_btf(attr: &Attr) -> Result<i64, Errno> {
     super::btf::offer_kernel();
-    next(attr, |o| if let Object::Btf(b) = o { Some(b.id) } else { None })
+    next(attr, Kind::Btf)
+}
+
+/// A new descriptor of an object: of this process, else of another session.
+fn by_id(attr: &Attr, kind: Kind) -> Result<i64, Errno> {
+    let a: GetId = attr.get();
+    let fd = match object::by_id(kind, a.id) {
+        // BTF that no descriptor of the tool's stands for: the kernel's.
+        Some((_, Object::Btf(b))) => rustix::io::fcntl_dupfd_cloexec(&b.memfd, 3)?,
+        Some((_, Object::Map(m))) if m.events.is_none() => rustix::io::fcntl_dupfd_cloexec(&m.memfd, 3)?,
+        Some((_, Object::Prog(p))) => rustix::io::fcntl_dupfd_cloexec(&p.image, 3)?,
+        Some((file, _)) => fds::another(file).ok_or(Errno::NOENT)?,
+        None => elsewhere::open(kind, a.id)?,
+    };
+    if kind == Kind::Link {
+        fds::watch(&fd);
+    }
+    Ok(fds::give(fd))
+}
+
+/// BPF_PROG_GET_FD_BY_ID.
+pub fn prog_fd(attr: &Attr) -> Result<i64, Errno> {
+    by_id(attr, Kind::Prog)
+}
+
+/// BPF_MAP_GET_FD_BY_ID.
+pub fn map_fd(attr: &Attr) -> Result<i64, Errno> {
+    by_id(attr, Kind::Map)
+}
+
+/// BPF_LINK_GET_FD_BY_ID.
+pub fn link_fd(attr: &Attr) -> Result<i64, Errno> {
+    by_id(attr, Kind::Link)
 }
 
 /// BPF_BTF_GET_FD_BY_ID.
 pub fn btf_fd(attr: &Attr) -> Result<i64, Errno> {
-    let a: GetId = attr.get();
-    let found = object::all().into_iter().find_map(|o| match o {
-        Object::Btf(b) if b.id == a.id => Some(b),
-        _ => None,
-    });
-    let fd = rustix::io::fcntl_dupfd_cloexec(&found.ok_or(Errno::NOENT)?.memfd, 3)?;
-    Ok(fds::give(fd))
+    by_id(attr, Kind::Btf)
+}
+
+/// BPF_TASK_FD_QUERY: the program at a perf event of a tool.
+pub fn task_fd_query(attr: &Attr) -> Result<i64, Errno> {
+    let a: TaskFdQuery = attr.get();
+    if a.flags != 0 {
+        return Err(Errno::INVAL);
+    }
+    let row = if a.pid == std::process::id() {
+        match object::find(a.fd as RawFd) {
+            Ok(Object::Perf(event)) => broker::inspect::event_row(&event)?,
+            Err(Errno::BADF) => return Err(Errno::BADF),
+            _ => return Err(super::ENOTSUPP),
+        }
+    } else {
+        elsewhere::event(a.pid, a.fd as RawFd)?
+    };
+    let text = store_name(&a, &row.name);
+    let len = row.name.len() as u32;
+    attr.put(std::mem::offset_of!(TaskFdQuery, buf_len), &len.to_ne_bytes())?;
+    attr.put(std::mem::offset_of!(TaskFdQuery, prog_id), &row.prog.to_ne_bytes())?;
+    attr.put(std::mem::offset_of!(TaskFdQuery, fd_type), &row.fd_type.to_ne_bytes())?;
+    attr.put(std::mem::offset_of!(TaskFdQuery, probe_offset), &row.offset.to_ne_bytes())?;
+    attr.put(std::mem::offset_of!(TaskFdQuery, probe_addr), &row.addr.to_ne_bytes())?;
+    text.map(|()| 0)
+}
+
+/// As much of the name as there is room for, terminated; ENOSPC when that is not all.
+fn store_name(a: &TaskFdQuery, name: &[u8]) -> Result<(), Errno> {
+    let Some(room) = (a.buf_len as usize).checked_sub(1).filter(|_| a.buf != 0) else { return Ok(()) };
+    let part = &name[..name.len().min(room)];
+    user::write(a.buf, &[part, b"\0"].concat())?;
+    if part.len() < name.len() { Err(Errno::NOSPC) } else { Ok(()) }
 }

@@ -6,6 +6,7 @@ use crate::object::{LinkDetail, LinkObject, PerfKind, PerfObject};
 use crate::{perf, user};
 use bpftime_abi::attr::LinkInfo;
 use bpftime_abi::perf::PERF_TYPE_SOFTWARE;
+use bpftime_abi::prog_type::{BPF_LINK_TYPE_RAW_TRACEPOINT, BPF_LINK_TYPE_UPROBE_MULTI};
 use bpftime_shm::session::wire::{Point, Side};
 use rustix::io::Errno;
 use std::sync::PoisonError;
@@ -32,6 +33,7 @@ pub fn of(link: &LinkObject, asked: &LinkInfo) -> Result<LinkInfo, Errno> {
             let [buf, len, ..] = asked.data;
             [buf, string(buf, len as u32, name)?.into(), *cookie, 0, 0, 0]
         }
+        LinkDetail::Elsewhere { words, text } => elsewhere(link.link_type, *words, text, asked)?,
         LinkDetail::Event => link.event.as_deref().map_or(Ok([0; 6]), |e| event(e, asked))?,
     };
     Ok(LinkInfo { link_type: link.link_type, id: link.id, prog_id: link.prog.spec.prog, pad: 0, data })
@@ -50,6 +52,32 @@ fn string(buf: u64, room: u32, text: &[u8]) -> Result<u32, Errno> {
     user::write(buf, &text[..fits])?;
     user::write(buf + fits as u64, &[0])?;
     if room < len { Err(Errno::NOSPC) } else { Ok(len) }
+}
+
+/// A link of another session: its words, with the text where the tool has room for it.
+fn elsewhere(link_type: u32, words: [u64; 6], text: &[u8], asked: &LinkInfo) -> Result<[u64; 6], Errno> {
+    let [first, second, ..] = asked.data;
+    let mut out = words;
+    match link_type {
+        // path, offsets, references, cookies; the arrays stay with their session.
+        BPF_LINK_TYPE_UPROBE_MULTI => {
+            let room = asked.data[4] as u32;
+            if first != 0 && room > text.len() as u32 {
+                user::write(first, &[text, b"\0"].concat())?;
+                out[0] = first;
+            }
+        }
+        BPF_LINK_TYPE_RAW_TRACEPOINT => {
+            out[1] = string(first, second as u32, text)?.into();
+            out[0] = first;
+        }
+        _ if !text.is_empty() => {
+            let len = string(second, asked.data[2] as u32, text)?;
+            (out[1], out[2]) = (second, len as u64 | words[2] >> 32 << 32);
+        }
+        _ => {}
+    }
+    Ok(out)
 }
 
 fn event(e: &PerfObject, asked: &LinkInfo) -> Result<[u64; 6], Errno> {

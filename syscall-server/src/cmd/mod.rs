@@ -5,7 +5,7 @@ pub mod btf;
 pub mod held;
 pub mod info;
 pub mod link;
-mod link_info;
+pub mod link_info;
 pub mod log;
 pub mod map;
 pub mod prog;
@@ -73,7 +73,11 @@ const COMMANDS: &[(u32, Command)] = &[
     (nr::BPF_MAP_GET_NEXT_ID, info::next_map),
     (nr::BPF_LINK_GET_NEXT_ID, info::next_link),
     (nr::BPF_BTF_GET_NEXT_ID, info::next_btf),
+    (nr::BPF_PROG_GET_FD_BY_ID, info::prog_fd),
+    (nr::BPF_MAP_GET_FD_BY_ID, info::map_fd),
+    (nr::BPF_LINK_GET_FD_BY_ID, info::link_fd),
     (nr::BPF_BTF_GET_FD_BY_ID, info::btf_fd),
+    (nr::BPF_TASK_FD_QUERY, info::task_fd_query),
 ];
 
 /// The system call.

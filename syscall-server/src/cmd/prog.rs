@@ -18,7 +18,7 @@ use bpftime_vm::verify::{self, Verified};
 use bpftime_vm::{CpuFeatures, Insn, LoadEnv, MapIdx};
 use rustix::io::Errno;
 use std::sync::{Arc, OnceLock, PoisonError, RwLock};
-use zerocopy::FromBytes;
+use zerocopy::{FromBytes, IntoBytes};
 
 /// `BPF_COMPLEXITY_LIMIT_INSNS`.
 const INSNS_MAX: u32 = 1_000_000;
@@ -110,12 +110,12 @@ fn finish(a: &ProgLoad, insns: &[Insn], built: Built) -> Result<i64, Errno> {
         // The kernel's tag is a SHA; nothing but equality is read from it.
         tag: bpftime_vm::isa::bytecode_hash(insns).to_be_bytes(),
         load_time: bpftime_agent::run::clock::boottime(),
-        insn_cnt: insns.len() as u32,
+        insns: with_ids(insns),
         gpl,
         btf,
         ctx_bytes,
-        asks_for_task: insns.iter().any(asks_for_task),
-        overrides: insns.iter().any(|i| calls(i, helper::id::override_return)),
+        asks_for_task: asks_for_task(insns.as_bytes()),
+        overrides: calls(insns.as_bytes(), helper::id::override_return),
         attach_type: a.expected_attach_type,
         linked: OnceLock::new(),
     };
@@ -123,16 +123,30 @@ fn finish(a: &ProgLoad, insns: &[Insn], built: Built) -> Result<i64, Errno> {
     Ok(fds::give(fd))
 }
 
-/// Whether the instruction calls a helper that returns the task.
-fn asks_for_task(insn: &Insn) -> bool {
+/// Whether a program calls a helper that returns the task.
+pub fn asks_for_task(insns: &[u8]) -> bool {
     const GET_CURRENT_TASK_BTF: u32 = 158;
-    calls(insn, helper::id::get_current_task) || calls(insn, GET_CURRENT_TASK_BTF)
+    calls(insns, helper::id::get_current_task) || calls(insns, GET_CURRENT_TASK_BTF)
 }
 
-/// Whether the instruction calls this helper.
-fn calls(insn: &Insn, helper: u32) -> bool {
+/// Whether a program calls this helper.
+pub fn calls(insns: &[u8], helper: u32) -> bool {
     const CALL: u8 = 0x85;
-    insn.code == CALL && insn.src() == 0 && insn.imm == helper as i32
+    let does = |i: Insn| i.code == CALL && i.src() == 0 && i.imm == helper as i32;
+    let slots = insns.chunks_exact(size_of::<Insn>());
+    slots.filter_map(|c| Insn::read_from_bytes(c).ok()).any(does)
+}
+
+/// The instructions as other tools may see them: maps by id.
+fn with_ids(insns: &[Insn]) -> Vec<u8> {
+    const LDDW: u8 = 0x18;
+    /// `BPF_PSEUDO_MAP_FD` and `BPF_PSEUDO_MAP_VALUE`.
+    const BY_FD: [u8; 2] = [1, 2];
+    let mut out = insns.to_vec();
+    for insn in out.iter_mut().filter(|i| i.code == LDDW && BY_FD.contains(&i.src())) {
+        insn.imm = object::map(insn.imm as u32).map_or(0, |m| m.id as i32);
+    }
+    out.as_bytes().to_vec()
 }
 
 /// The maps a program names, in the order it names them.

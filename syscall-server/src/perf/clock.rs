@@ -70,7 +70,7 @@ fn peers(event: &PerfObject, prog: &Arc<ProgObject>) -> Vec<Arc<PerfObject>> {
         let state = p.state.lock().unwrap_or_else(PoisonError::into_inner);
         state.enabled && state.prog.as_ref().is_some_and(|p| Arc::ptr_eq(p, prog))
     };
-    object::all().into_iter().filter_map(clock).filter(same).collect()
+    object::all().into_iter().map(|(_, o)| o).filter_map(clock).filter(same).collect()
 }
 
 /// The link of an event that samples.

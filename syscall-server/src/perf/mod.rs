@@ -17,7 +17,7 @@ use crate::object::{self, Object, PerfKind, PerfObject, PerfState, ProgObject};
 use crate::{broker, user};
 use bpftime_abi::perf;
 use bpftime_abi::prog_type::{BPF_PROG_TYPE_KPROBE, BPF_PROG_TYPE_PERF_EVENT, BPF_PROG_TYPE_TRACEPOINT};
-use bpftime_shm::session::wire::{LinkKind, LinkSpec, Point, SampleEvent};
+use bpftime_shm::session::wire::{LinkKind, LinkSpec, Point, SampleEvent, Side};
 use rustix::fd::OwnedFd;
 use rustix::io::Errno;
 use std::sync::{Arc, PoisonError};
@@ -86,6 +86,45 @@ pub fn set_program(
 /// Whether a program may give the result in place of what it is attached to: a function, by its first instruction.
 fn overridable(kind: &PerfKind) -> bool {
     matches!(kind, PerfKind::Uprobe { path, offset, ret: false, .. } if function::starts_at(path, *offset))
+}
+
+/// What BPF_TASK_FD_QUERY and a link's description say of an event.
+#[derive(Default)]
+pub struct Described {
+    /// `enum bpf_task_fd_type`.
+    pub fd_type: u32,
+    /// Offset in the file or function.
+    pub offset: u64,
+    /// Address of the function.
+    pub addr: u64,
+    /// File, function or tracepoint.
+    pub name: Vec<u8>,
+}
+
+/// What `kind` is called.
+pub fn described(kind: &PerfKind) -> Described {
+    // BPF_FD_TYPE_*.
+    const TRACEPOINT: u32 = 1;
+    const KPROBE: u32 = 2;
+    const KRETPROBE: u32 = 3;
+    const UPROBE: u32 = 4;
+    const URETPROBE: u32 = 5;
+    match kind {
+        PerfKind::Uprobe { path, offset, ret, .. } => {
+            let fd_type = if *ret { URETPROBE } else { UPROBE };
+            Described { fd_type, offset: *offset, addr: 0, name: path.clone() }
+        }
+        PerfKind::Kprobe(call) => {
+            let fd_type = if call.side == Side::Exit { KRETPROBE } else { KPROBE };
+            let (name, addr) = kprobe::function_of(call);
+            Described { fd_type, offset: 0, addr, name: name.into_bytes() }
+        }
+        PerfKind::Syscall(call) => {
+            let name = tracepoint::name_of(call).into_bytes();
+            Described { fd_type: TRACEPOINT, name, ..Described::default() }
+        }
+        PerfKind::BpfOutput | PerfKind::Clock { .. } => Described::default(),
+    }
 }
 
 fn set_enabled(event: &Arc<PerfObject>, on: bool) -> Result<(), Errno> {
