@@ -8,11 +8,11 @@ use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering as Memory};
 
-/// Whether this process was given another kernel's headers.
+/// Whether this process was given another kernel's idea of the task.
 static USED: AtomicBool = AtomicBool::new(false);
 
-/// Whether this process was given another kernel's headers: what its programs take the kernel's structs to look like is
-/// then nobody's BTF.
+/// Whether this process was given another kernel's `linux/sched.h`: what its programs take the task to look like is then
+/// nobody's BTF.
 pub fn in_use() -> bool {
     USED.load(Memory::Relaxed)
 }
@@ -37,7 +37,9 @@ pub fn stand_in(path: &str) -> Option<PathBuf> {
         "source" => &headers.source,
         _ => return None,
     };
-    USED.store(true, Memory::Relaxed);
+    if rest.ends_with("include/linux/sched.h") {
+        USED.store(true, Memory::Relaxed);
+    }
     Some(if rest.is_empty() { base.clone() } else { base.join(rest) })
 }
 
