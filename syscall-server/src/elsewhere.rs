@@ -3,8 +3,10 @@
 //! A map comes with its memfd and is then as good as an own one. A program, or BTF, is a copy of what it says of itself;
 //! a link is only a description, which keeps nothing attached.
 
+use crate::cmd::prog;
 use crate::fds;
 use crate::object::{self, BtfObject, LinkDetail, LinkObject, MapObject, Object, ProgObject};
+use bpftime_abi::helper;
 use bpftime_agent::run::MapHandle;
 use bpftime_shm::session::inspect::{EventRow, Kind, LinkRow, ProgRow, Reply, Request};
 use bpftime_shm::session::wire::Message;
@@ -101,7 +103,8 @@ fn prog_object(path: &Path, row: ProgRow, fd: &OwnedFd) -> Result<Arc<ProgObject
     };
     let maps = row.spec.maps.iter().map(map).collect::<Result<_, _>>()?;
     Ok(Arc::new(ProgObject {
-        asks_for_task: crate::cmd::prog::asks_for_task(&row.insns),
+        asks_for_task: prog::asks_for_task(&row.insns),
+        overrides: prog::calls(&row.insns, helper::id::override_return),
         spec: row.spec,
         maps,
         image: fds::hidden(fd)?,

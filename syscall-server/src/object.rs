@@ -14,9 +14,9 @@ use bpftime_shm::session::inspect::Kind;
 use bpftime_shm::session::wire::{Point, ProgSpec, SyscallEvent};
 use bpftime_shm::session::{dir, ids};
 use bpftime_shm::{MapDef, PerfRing};
-use rustix::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use rustix::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use rustix::io::Errno;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
@@ -405,21 +405,8 @@ pub fn all() -> Vec<(FileId, Object)> {
 }
 
 /// Numbers of the descriptors that we hold of objects: not the tool's.
-pub fn hidden_fds() -> std::collections::HashSet<RawFd> {
-    let mut hidden = std::collections::HashSet::new();
-    for row in table().values() {
-        match &row.object {
-            Object::Map(m) => {
-                hidden.insert(m.memfd.as_raw_fd());
-                hidden.extend(m.events.iter().map(|e| e.tool.as_raw_fd()));
-            }
-            Object::Prog(p) => drop(hidden.insert(p.image.as_raw_fd())),
-            Object::Btf(b) => drop(hidden.insert(b.memfd.as_raw_fd())),
-            Object::Perf(p) => hidden.extend(p.events.iter().map(|e| e.tool.as_raw_fd())),
-            Object::Link(_) => {}
-        }
-    }
-    hidden
+pub fn hidden_fds() -> HashSet<RawFd> {
+    table().values().flat_map(|row| sweep::own_numbers(&row.object)).collect()
 }
 
 /// The object behind this file.

@@ -57,7 +57,7 @@ fn open_files(table: &HashMap<FileId, Row>) -> Option<HashSet<FileId>> {
 }
 
 /// Numbers that we hold of the very file that identifies the object.
-fn own_numbers(object: &Object) -> Vec<RawFd> {
+pub fn own_numbers(object: &Object) -> Vec<RawFd> {
     let events = |e: &Option<super::Events>| e.as_ref().map(|e| e.tool.as_raw_fd());
     match object {
         Object::Map(m) => events(&m.events).into_iter().chain([m.memfd.as_raw_fd()]).collect(),
