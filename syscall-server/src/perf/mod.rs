@@ -119,8 +119,8 @@ pub fn described(kind: &PerfKind) -> Described {
             let (name, addr) = kprobe::function_of(call);
             Described { fd_type, offset: 0, addr, name: name.into_bytes() }
         }
-        PerfKind::Syscall(call) => {
-            let name = tracepoint::name_of(call).into_bytes();
+        PerfKind::Tracepoint(event) => {
+            let name = tracepoint::name_of(event).into_bytes();
             Described { fd_type: TRACEPOINT, name, ..Described::default() }
         }
         PerfKind::BpfOutput | PerfKind::Clock { .. } => Described::default(),
