@@ -31,7 +31,8 @@ pub struct ThreadBlock {
     pub tid: AtomicI32,
     pid: AtomicI32,
     next: AtomicPtr<ThreadBlock>,
-    /// For the layer that runs programs. Zero in a new thread.
+    /// For the layer that runs programs. Zero in a new thread. 0: run/process.rs, 1: hook/syscall.rs, 2:
+    /// run/helpers/signal.rs, 3: syscalls/tasks.rs.
     pub run: [AtomicU64; 8],
     /// What the kernel looks at when this thread makes a system call outside of our text (syscalls/dispatch.rs).
     pub(crate) selector: AtomicU8,

@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicU32, Ordering::*};
 /// TASK_COMM_LEN.
 const COMM: usize = 16;
 /// Word of [`ThreadBlock::run`]: a vfork child reported its own birth.
-const BORN: usize = 2;
+const BORN: usize = 3;
 
 /// Threads of ours that were made while calls are watched; a new one has nothing else yet by which to know it.
 static OWN: [AtomicU32; 8] = [const { AtomicU32::new(0) }; 8];
