@@ -35,12 +35,18 @@ impl<const N: usize> Key<N> {
         self.bytes
     }
 
+    /// Its length: a constant where the code is made for one.
+    #[inline]
+    pub fn len(&self) -> usize {
+        if N == 0 { self.len } else { N }
+    }
+
     /// The hash of these bytes under the map's seed.
     #[inline]
     pub fn hash(&self, seed: u64) -> u64 {
         // SAFETY: `new`'s promise.
         unsafe {
-            match self.len {
+            match self.len() {
                 4 => fold(u64::from(self.bytes.cast::<u32>().read_unaligned()) ^ seed ^ MIX_A, MIX_B),
                 8 => fold(self.bytes.cast::<u64>().read_unaligned() ^ seed ^ MIX_A, MIX_B),
                 len => hash_long(self.bytes, len, seed),
@@ -80,7 +86,7 @@ impl<const N: usize> Key<N> {
     pub unsafe fn equals(&self, node: *const u8) -> bool {
         // SAFETY: the caller's promise and `new`'s.
         unsafe {
-            match self.len {
+            match self.len() {
                 4 => (*node.cast::<AtomicU32>()).load(Relaxed) == self.bytes.cast::<u32>().read_unaligned(),
                 8 => (*node.cast::<AtomicU64>()).load(Relaxed) == self.bytes.cast::<u64>().read_unaligned(),
                 len => equals_long(node, self.bytes, len),

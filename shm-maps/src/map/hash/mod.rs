@@ -81,6 +81,22 @@ impl Hash {
         }
     }
 
+    /// As for lookup_of.
+    #[inline]
+    fn update_of<const N: usize>(&self, key: *const u8, source: Source, flags: u64) -> i64 {
+        // SAFETY: above.
+        let key: Key<N> = unsafe { Key::new(key, self.nodes.layout.key_size) };
+        self.write(key, source, flags).map_or_else(neg, |()| 0)
+    }
+
+    /// As for lookup_of.
+    #[inline]
+    fn delete_of<const N: usize>(&self, key: *const u8) -> i64 {
+        // SAFETY: above.
+        let key: Key<N> = unsafe { Key::new(key, self.nodes.layout.key_size) };
+        self.remove(key, |_| ()).map_or_else(neg, |()| 0)
+    }
+
     /// Calls `read` with the key's node inside the walk, so that a node recycled meanwhile is not mistaken for the
     /// element: `read` may run again, the last time counts.
     #[inline]
@@ -271,17 +287,20 @@ impl Ops for Hash {
         if self.cpu_index(cpu).is_none() {
             return neg(Errno::INVAL);
         }
-        match self.write(self.key(key), Source::Cpu(value, cpu), flags) {
-            Ok(()) => 0,
-            Err(e) => neg(e),
+        let source = Source::Cpu(value, cpu);
+        match self.nodes.layout.key_size {
+            4 => self.update_of::<4>(key, source, flags),
+            8 => self.update_of::<8>(key, source, flags),
+            _ => self.update_of::<0>(key, source, flags),
         }
     }
 
     #[inline]
     unsafe fn delete(&self, key: *const u8) -> i64 {
-        match self.remove(self.key(key), |_| ()) {
-            Ok(()) => 0,
-            Err(e) => neg(e),
+        match self.nodes.layout.key_size {
+            4 => self.delete_of::<4>(key),
+            8 => self.delete_of::<8>(key),
+            _ => self.delete_of::<0>(key),
         }
     }
 

@@ -24,7 +24,12 @@ const ATTEMPTS: u32 = 1 << 16;
 impl Hash {
     /// The update of all four kinds of caller.
     #[inline]
-    pub(in crate::map) fn write(&self, key: Key, source: Source, flags: u64) -> Result<(), Errno> {
+    pub(in crate::map) fn write<const N: usize>(
+        &self,
+        key: Key<N>,
+        source: Source,
+        flags: u64,
+    ) -> Result<(), Errno> {
         if flags > BPF_EXIST {
             return Err(Errno::INVAL);
         }
@@ -67,10 +72,10 @@ impl Hash {
 
     /// True when linked, false when the chain changed and the update must look again.
     #[inline]
-    fn insert(
+    fn insert<const N: usize>(
         &self,
         bucket: u64,
-        key: Key,
+        key: Key<N>,
         source: Source,
         head: Link,
         held: &mut Held,
@@ -103,10 +108,10 @@ impl Hash {
 
     /// True when replaced, false when the chain changed and the update must look again.
     #[inline]
-    fn replace(
+    fn replace<const N: usize>(
         &self,
         bucket: u64,
-        key: Key,
+        key: Key<N>,
         source: Source,
         spot: &Spot<'_>,
         held: &mut Held,
@@ -140,7 +145,12 @@ impl Hash {
 
     /// Extra nodes outnumber the CPU slots; when many tool threads hold them all, a main node does.
     #[inline]
-    fn hold_replacement(&self, key: Key, source: Source, held: &mut Held) -> Result<(), Errno> {
+    fn hold_replacement<const N: usize>(
+        &self,
+        key: Key<N>,
+        source: Source,
+        held: &mut Held,
+    ) -> Result<(), Errno> {
         let cpu = self.claim_cpu(source);
         held.extra = self.nodes.claim_extra(cpu);
         if held.extra.is_none() {
@@ -156,7 +166,11 @@ impl Hash {
 
     /// Deletes `key`; `last_look` sees the element after it left the map and before it is recycled.
     #[inline]
-    pub(in crate::map) fn remove(&self, key: Key, mut last_look: impl FnMut(u32)) -> Result<(), Errno> {
+    pub(in crate::map) fn remove<const N: usize>(
+        &self,
+        key: Key<N>,
+        mut last_look: impl FnMut(u32),
+    ) -> Result<(), Errno> {
         let bucket = key.hash(self.nodes.seed);
         for _ in 0..ATTEMPTS {
             let spot = match self.find(bucket, key) {
@@ -208,9 +222,9 @@ impl Hash {
 
     /// Writes key and values of a claimed node, which nobody else reads.
     #[inline]
-    fn fill(&self, node: u32, key: Key, source: Source) {
+    fn fill<const N: usize>(&self, node: u32, key: Key<N>, source: Source) {
         // SAFETY: the node's key slot holds key_size bytes rounded up.
-        unsafe { copy::to_shared(self.nodes.key(node), key.bytes(), self.nodes.layout.key_size) };
+        unsafe { copy::to_shared(self.nodes.key(node), key.bytes(), key.len()) };
         self.fill_values(node, source, true);
     }
 
