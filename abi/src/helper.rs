@@ -19,6 +19,8 @@ pub enum Arg {
     MapKey,
     /// `value_size` bytes of the map in an earlier argument, read.
     MapValue,
+    /// As [`Arg::MapValue`], or NULL.
+    MapValueOrNull,
     /// `value_size` bytes of the map in an earlier argument, written without being read; of a Bloom filter, read.
     MapValueOut,
     /// Memory that is read; its size is the next argument.
@@ -152,6 +154,8 @@ helpers! {
     134 ringbuf_query(Map, Any) -> Number;
     141 get_task_stack(Task, MemOut, SizeOrZero, Any) -> Length;
     148 copy_from_user(MemOut, SizeOrZero, Any) -> Number;
+    156 task_storage_get(Map, Task, MapValueOrNull, Any) -> MapValueOrNull;
+    157 task_storage_delete(Map, Task) -> Number;
     158 get_current_task_btf() -> Task gpl;
     160 ktime_get_coarse_ns() -> Number;
     164 for_each_map_elem(Map, Callback, CallbackCtx, Any) -> Number;

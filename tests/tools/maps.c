@@ -19,6 +19,7 @@
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #define I(c, d, s, o, i) ((struct bpf_insn){.code = c, .dst_reg = d, .src_reg = s, .off = o, .imm = i})
@@ -215,12 +216,16 @@ static long call_on(int map, int helper, uint64_t key, uint64_t value, int flags
   return (int)r;
 }
 
-static void programs(void) {
-  // One CPU, whose values programs find in per-CPU maps.
+// To the CPU that programs run on: they find its values in per-CPU maps, and this task.
+static void pin(void) {
   cpu_set_t cpus;
   CPU_ZERO(&cpus);
   CPU_SET(0, &cpus);
   if (sched_setaffinity(0, sizeof cpus, &cpus)) die("sched_setaffinity");
+}
+
+static void programs(void) {
+  pin();
   static const int HELPERS[] = {1, 2, 3, 87, 88, 89, 195};
   EACH_TYPE(d) {
     int map = must(create(*d), "map"), n = d->type == BPF_MAP_TYPE_LPM_TRIE ? 32 : 0;
@@ -343,6 +348,25 @@ static void storage(void) {
   printf(", next %ld", elem(BPF_MAP_GET_NEXT_KEY, map, 0, &got, 0));
   printf(", take %ld", elem(BPF_MAP_LOOKUP_AND_DELETE_ELEM, map, &me, &got, 0));
   printf(", delete %ld", elem(BPF_MAP_DELETE_ELEM, map, &me, 0, 0)), printf(" %ld\n", elem(BPF_MAP_DELETE_ELEM, map, &me, 0, 0));
+  pin();
+  // From a program: value += 1, made from 10 on the stack; then deleted.
+  struct bpf_insn count[] = {I(0x7a, 10, 0, -8, 10), CALL(158), MOV(2, 0), LD_MAP(1, map), MOV(3, 10), ADDI(3, -8), MOVI(4, 1), CALL(156), I(0x55, 0, 0, 2, 0), MOVI(0, -1), EXIT, I(0x79, 1, 0, 0, 0), ADDI(1, 1), I(0x7b, 0, 1, 0, 0), MOV(0, 1), EXIT};
+  struct bpf_insn only[] = {CALL(158), MOV(2, 0), LD_MAP(1, map), MOVI(3, 0), MOVI(4, 0), CALL(156), I(0x55, 0, 0, 2, 0), MOVI(0, -1), EXIT, I(0x79, 0, 0, 0, 0), EXIT};
+  struct bpf_insn forget[] = {CALL(158), MOV(2, 0), LD_MAP(1, map), CALL(157), EXIT};
+  struct bpf_insn no_task[] = {MOV(2, 10), LD_MAP(1, map), CALL(157), EXIT}, lookup[] = {I(0x7a, 10, 0, -8, 0), MOV(2, 10), ADDI(2, -8), LD_MAP(1, map), CALL(1), EXIT};
+  const int RT = BPF_PROG_TYPE_RAW_TRACEPOINT;
+  int c = must(LOAD(RT, count), "count"), o = must(LOAD(RT, only), "only"), f = must(LOAD(RT, forget), "forget");
+  printf("program: none %d", run(o)), printf(", made %d", run(c)), printf(" %d", run(c)), printf(", there %d", run(o));
+  got = 0, printf(", by pidfd %ld", elem(BPF_MAP_LOOKUP_ELEM, map, &me, &got, 0)), printf(" %lu", got);
+  value = 40, printf(", set %ld", elem(BPF_MAP_UPDATE_ELEM, map, &me, &value, 0)), printf(" %d", run(c));
+  printf(", forgotten %d", run(f)), printf(" %d", run(f)), printf(" %ld", elem(BPF_MAP_LOOKUP_ELEM, map, &me, &got, 0));
+  printf(", set before the program %ld", elem(BPF_MAP_UPDATE_ELEM, map, &me, &value, 1)), printf(" %d", run(c));
+  printf(", no task %ld, lookup %ld\n", LOAD(RT, no_task), LOAD(RT, lookup));
+  // A child is another task.
+  fflush(stdout);
+  if (!fork()) { printf("child: %d", run(o)), printf(" %d\n", run(c)), fflush(stdout), _exit(0); }
+  wait(0);
+  printf("parent: %d\n", run(o));
 }
 
 static void attach(int prog, const char *path, uint64_t offset) {

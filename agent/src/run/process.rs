@@ -99,6 +99,25 @@ fn fresh_tid(block: &ThreadBlock, pid: u32) -> u32 {
     tid
 }
 
+/// Word of [`ThreadBlock::run`]: a number that no other thread ever has.
+const COOKIE: usize = 7;
+
+/// The thread's number, not 0, made when it is first asked for. A block starts with zeros in each thread.
+pub fn cookie(block: &ThreadBlock) -> u64 {
+    match block.run[COOKIE].load(Ordering::Relaxed) {
+        0 => {
+            // SAFETY: rdtsc has no operands and no effect but its result.
+            let ticks = unsafe { std::arch::x86_64::_rdtsc() };
+            let fresh = (ticks ^ (pid() as u64) << 40 ^ (std::ptr::from_ref(block) as u64) << 16)
+                .wrapping_mul(0x9e37_79b9_7f4a_7c15)
+                | 1;
+            block.run[COOKIE].store(fresh, Ordering::Relaxed);
+            fresh
+        }
+        cookie => cookie,
+    }
+}
+
 /// Whether a thread, of this process or of one it was forked from or forked, still exists.
 pub fn thread_alive(tid: u32) -> bool {
     // By id alone: after fork, parent and child share an index until the child has its own.

@@ -85,7 +85,8 @@ impl Verifier<'_> {
                 let size = self.map(call.map.unwrap_or(MapIdx(0))).key_size;
                 self.element(state, reg, val, size, None, call)
             }
-            Arg::MapValue | Arg::MapValueOut => {
+            Arg::MapValueOrNull if val.is_null() => Ok(()),
+            Arg::MapValue | Arg::MapValueOrNull | Arg::MapValueOut => {
                 let facts = self.map(call.map.unwrap_or(MapIdx(0)));
                 let written = arg == Arg::MapValueOut && facts.map_type != BPF_MAP_TYPE_BLOOM_FILTER;
                 // Without an element the value is cleared.
@@ -159,6 +160,9 @@ impl Verifier<'_> {
         }
         if super::helper::compatible(call.id, map_type) {
             return Ok(());
+        }
+        if call.id == helper::id::tail_call {
+            return invalid("expected prog array map for tail call".into());
         }
         let name = helper::full_name(call.id).unwrap_or("unknown");
         invalid(format!("cannot pass map_type {map_type} into func {name}#{}", call.id))

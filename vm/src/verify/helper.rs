@@ -23,6 +23,7 @@ pub(super) fn compatible(helper: u32, map_type: u32) -> bool {
     const LOOKUP: &[u32] = &[id::map_lookup_elem, id::map_update_elem, id::map_delete_elem];
     const QUEUE: &[u32] = &[id::map_push_elem, id::map_pop_elem, id::map_peek_elem];
     const BLOOM: &[u32] = &[id::map_push_elem, id::map_peek_elem];
+    const STORAGE: &[u32] = &[id::task_storage_get, id::task_storage_delete];
     let by_map = match map_type {
         BPF_MAP_TYPE_PERF_EVENT_ARRAY => helper == id::perf_event_output,
         BPF_MAP_TYPE_STACK_TRACE => helper == id::get_stackid,
@@ -31,7 +32,8 @@ pub(super) fn compatible(helper: u32, map_type: u32) -> bool {
         BPF_MAP_TYPE_PROG_ARRAY => helper == id::tail_call,
         BPF_MAP_TYPE_QUEUE | BPF_MAP_TYPE_STACK => QUEUE.contains(&helper),
         BPF_MAP_TYPE_BLOOM_FILTER => BLOOM.contains(&helper),
-        BPF_MAP_TYPE_TASK_STORAGE | BPF_MAP_TYPE_USER_RINGBUF => false,
+        BPF_MAP_TYPE_TASK_STORAGE => STORAGE.contains(&helper),
+        BPF_MAP_TYPE_USER_RINGBUF => false,
         BPF_MAP_TYPE_ARRAY_OF_MAPS | BPF_MAP_TYPE_HASH_OF_MAPS => helper == id::map_lookup_elem,
         _ => true,
     };
@@ -40,6 +42,7 @@ pub(super) fn compatible(helper: u32, map_type: u32) -> bool {
         id::get_stackid => map_type == BPF_MAP_TYPE_STACK_TRACE,
         id::current_task_under_cgroup => map_type == BPF_MAP_TYPE_CGROUP_ARRAY,
         id::tail_call => map_type == BPF_MAP_TYPE_PROG_ARRAY,
+        _ if STORAGE.contains(&helper) => map_type == BPF_MAP_TYPE_TASK_STORAGE,
         id::map_lookup_percpu_elem => matches!(
             map_type,
             BPF_MAP_TYPE_PERCPU_HASH | BPF_MAP_TYPE_PERCPU_ARRAY | BPF_MAP_TYPE_LRU_PERCPU_HASH
@@ -88,8 +91,15 @@ fn printed(call: &Call) -> Check {
 
 /// Whether programs of this type may call the helper, as the kernel answers (tests/verify/programs.rs).
 fn allowed(helper: u32, prog_type: u32) -> bool {
-    const TRACING: &[u32] =
-        &[id::probe_read, id::probe_read_str, id::get_stackid, id::get_stack, id::get_attach_cookie];
+    const TRACING: &[u32] = &[
+        id::probe_read,
+        id::probe_read_str,
+        id::get_stackid,
+        id::get_stack,
+        id::get_attach_cookie,
+        id::task_storage_get,
+        id::task_storage_delete,
+    ];
     match helper {
         id::get_func_ip => prog_type == BPF_PROG_TYPE_KPROBE,
         _ if TRACING.contains(&helper) => prog_type != BPF_PROG_TYPE_SOCKET_FILTER,
@@ -144,6 +154,12 @@ impl Verifier<'_> {
         }
         if call.released != 0 {
             release(state, call.released);
+        }
+        if let Some(r) = state.references.first().filter(|_| helper == id::tail_call) {
+            let (id, insn) = (r.id, r.insn);
+            return invalid(format!(
+                "Unreleased reference id={id} alloc_insn={insn}\ntail_call would lead to reference leak"
+            ));
         }
         if let Some(func) = call.callback {
             return self.enter_callback(state, &call, func);

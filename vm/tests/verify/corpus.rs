@@ -55,7 +55,7 @@ fn read(path: &Path) -> Option<Captured> {
                     flags: n[4],
                     frozen: n[5] != 0,
                 };
-                world.maps.push(TestMap { facts, contents: hex(f[9]) });
+                world.maps.push(TestMap { facts, contents: hex(f[9]), inner: None });
             }
             "insns" => insns = Insn::from_bytes(&hex(f[1]))?,
             _ => {}

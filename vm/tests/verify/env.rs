@@ -11,6 +11,8 @@ const RDONLY_PROG: u32 = 1 << 7;
 pub struct TestMap {
     pub facts: MapFacts,
     pub contents: Vec<u8>,
+    /// Of a map-in-map: its template.
+    pub inner: Option<MapFacts>,
 }
 
 /// Where a program refers to its map `n`: descriptor `FIRST_FD + n`, or index n.
@@ -56,7 +58,10 @@ impl LoadEnv for World {
 
 impl VerifyEnv for World {
     fn map(&self, map: MapIdx) -> MapFacts {
-        self.maps[map.0 as usize].facts
+        match map.outer() {
+            Some(outer) => self.maps[outer.0 as usize].inner.unwrap_or_default(),
+            None => self.maps[map.0 as usize].facts,
+        }
     }
     fn rodata(&self, map: MapIdx, off: u32, len: u32) -> Option<u64> {
         let map = &self.maps[map.0 as usize];

@@ -124,7 +124,9 @@ impl Kernel {
 
 fn create(map: &TestMap) -> io::Result<File> {
     let f = map.facts;
+    let inner = map.inner.map(|facts| create(&TestMap { facts, ..TestMap::default() })).transpose()?;
     let mut attr = MapCreate {
+        inner_map_fd: inner.as_ref().map_or(0, |file| file.as_raw_fd() as u32),
         map_type: f.map_type,
         key_size: f.key_size,
         value_size: f.value_size,

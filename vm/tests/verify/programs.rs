@@ -10,9 +10,10 @@ use bpftime_vm::asm::assemble;
 use bpftime_vm::isa::Op;
 use bpftime_vm::verify::{Log, MapFacts, Region, StackBytes, Verified};
 
-const FILES: [&str; 2] = [
+const FILES: [&str; 3] = [
     concat!(env!("CARGO_MANIFEST_DIR"), "/tests/verify/programs.txt"),
     concat!(env!("CARGO_MANIFEST_DIR"), "/tests/verify/helpers.txt"),
+    concat!(env!("CARGO_MANIFEST_DIR"), "/tests/verify/maps.txt"),
 ];
 
 pub struct Case {
@@ -53,7 +54,12 @@ fn cases_of(file: &str) -> Vec<Case> {
 fn map(map_type: u32, key: u32, value: u32, entries: u32, flags: u32) -> TestMap {
     let facts =
         MapFacts { map_type, key_size: key, value_size: value, max_entries: entries, flags, frozen: false };
-    TestMap { facts, contents: vec![] }
+    TestMap { facts, contents: vec![], inner: None }
+}
+
+/// A map-in-map for maps like `inner`.
+fn of_maps(map_type: u32, inner: TestMap) -> TestMap {
+    TestMap { inner: Some(inner.facts), ..map(map_type, 4, 4, 2, 0) }
 }
 
 /// The maps of all programs, at descriptors 100, 101...
@@ -71,21 +77,29 @@ pub fn maps() -> Vec<TestMap> {
         formats.contents[16 * n..16 * n + text.len()].copy_from_slice(text.as_bytes());
     }
     vec![
-        map(1, 4, 16, 8, 0),      // 100: hash
-        map(2, 4, 64, 1, 0),      // 101: global data
-        rodata,                   // 102: constants
-        map(27, 0, 0, 4096, 0),   // 103: ring buffer
-        map(4, 4, 4, 2, 0),       // 104: perf event array
-        map(7, 4, 160, 8, 0),     // 105: stack traces
-        map(2, 4, 64, 4, 0),      // 106: array
-        map(2, 4, 64, 1, 1 << 8), // 107: write-only for programs
-        map(3, 4, 4, 2, 0),       // 108: programs
-        map(8, 4, 4, 2, 0),       // 109: cgroups
-        map(5, 4, 16, 8, 0),      // 110: per-CPU hash
-        map(22, 0, 16, 8, 0),     // 111: queue
-        map(1, 8, 256, 8, 0),     // 112: hash with large values
-        map(2, 4, 64, 1, 1 << 7), // 113: read-only for programs, not frozen
-        formats,                  // 114: format strings, every 16 bytes
+        map(1, 4, 16, 8, 0),                 // 100: hash
+        map(2, 4, 64, 1, 0),                 // 101: global data
+        rodata,                              // 102: constants
+        map(27, 0, 0, 4096, 0),              // 103: ring buffer
+        map(4, 4, 4, 2, 0),                  // 104: perf event array
+        map(7, 4, 160, 8, 0),                // 105: stack traces
+        map(2, 4, 64, 4, 0),                 // 106: array
+        map(2, 4, 64, 1, 1 << 8),            // 107: write-only for programs
+        map(3, 4, 4, 2, 0),                  // 108: programs
+        map(8, 4, 4, 2, 0),                  // 109: cgroups
+        map(5, 4, 16, 8, 0),                 // 110: per-CPU hash
+        map(22, 0, 16, 8, 0),                // 111: queue
+        map(1, 8, 256, 8, 0),                // 112: hash with large values
+        map(2, 4, 64, 1, 1 << 7),            // 113: read-only for programs, not frozen
+        formats,                             // 114: format strings, every 16 bytes
+        map(23, 0, 16, 8, 0),                // 115: stack
+        map(30, 0, 8, 8, 0),                 // 116: Bloom filter
+        of_maps(12, map(1, 4, 16, 8, 0)),    // 117: array of hashes like 100
+        of_maps(13, map(2, 4, 64, 4, 0)),    // 118: hash of arrays like 106
+        map(9, 4, 16, 8, 0),                 // 119: LRU hash
+        map(11, 8, 16, 8, 1),                // 120: trie
+        map(6, 4, 16, 8, 0),                 // 121: per-CPU array
+        of_maps(12, map(27, 0, 0, 4096, 0)), // 122: array of ring buffers
     ]
 }
 

@@ -1,8 +1,10 @@
-//! Map helpers: 1-3, 12, 87-89 and 195.
+//! Map helpers: 1-3, 12, 87-89, 156, 157 and 195.
 
-use super::helper;
+use super::{EINVAL, helper};
+use crate::hook::ThreadBlock;
 use crate::run::image::Program;
-use crate::run::{MapHandle, Run};
+use crate::run::{MapHandle, Run, clock, process};
+use bpftime_shm::map::Task;
 
 /// The map behind a constant of the program.
 ///
@@ -83,5 +85,31 @@ helper! {
     fn map_lookup_percpu_elem(run, map, key, cpu) {
         // SAFETY: as above; a CPU without a value gives null.
         unsafe { map_of(map).map.lookup(key as *const u8, cpu as u32) as u64 }
+    }
+}
+
+/// The running thread, the only task that programs can name.
+fn current_task(run: &Run) -> Option<Task> {
+    let cookie = process::cookie(ThreadBlock::current()?);
+    Some(Task { tid: run.tid(), cookie, now: clock::boottime() })
+}
+
+helper! {
+    /// 156 `task_storage_get(map, task, value, flags)`: the task's value, made from `value` if flags say so, or null.
+    fn task_storage_get(run, map, task, value, flags) {
+        // SAFETY: a linked constant of the program.
+        let storage = unsafe { map_of(map).map.task_storage() };
+        let Some((storage, task)) = storage.zip(current_task(run)) else { return 0 };
+        // SAFETY: a value as long as the map wants, or null.
+        unsafe { storage.get(task, value as *const u8, flags) as u64 }
+    }
+}
+
+helper! {
+    /// 157 `task_storage_delete(map, task)`: 0 or negative errno.
+    fn task_storage_delete(run, map, task) {
+        // SAFETY: a linked constant of the program.
+        let storage = unsafe { map_of(map).map.task_storage() };
+        storage.zip(current_task(run)).map_or(EINVAL, |(storage, task)| storage.forget(task) as u64)
     }
 }

@@ -30,7 +30,7 @@ pub const EFAULT: u64 = errno(Errno::FAULT);
 use control::override_return;
 use map::{
     map_delete_elem, map_lookup_elem, map_lookup_percpu_elem, map_peek_elem, map_pop_elem, map_push_elem,
-    map_update_elem, tail_call,
+    map_update_elem, tail_call, task_storage_delete, task_storage_get,
 };
 use number::{strtol, strtoul};
 use print::{snprintf, trace_printk, trace_vprintk};
