@@ -25,7 +25,7 @@ struct Session {
     progs: Vec<ProgSpec>,
     links: Vec<LinkSpec>,
     maps: Vec<MapRow>,
-    agents: Vec<(i32, u32, u32)>,
+    agents: Vec<(i32, u32, u32, Vec<u32>)>,
 }
 
 /// Lists every session; says so when there is none.
@@ -133,8 +133,11 @@ fn show(s: &Session) {
             m.max_entries
         ));
     }
-    for (pid, sites, refused) in &s.agents {
+    for (pid, sites, refused, failed) in &s.agents {
         let refused = if *refused > 0 { format!(", {refused} could not be placed") } else { String::new() };
         say(format_args!("  process {pid}: {sites} probes{refused}"));
+        for link in failed {
+            say(format_args!("  process {pid}: link {link} faulted or did not end, and was taken off there"));
+        }
     }
 }

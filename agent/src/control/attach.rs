@@ -124,6 +124,15 @@ impl Sites {
         }
     }
 
+    /// Takes a link off: its program does not run any more, its places are marked.
+    pub fn take_off(&mut self, session: &mut Session, link: u32, dirty: &mut Dirty) {
+        let Some(link) = session.links.remove(&link) else { return };
+        link.enabled.store(false, Ordering::Relaxed);
+        session.sites -= link.placed.len() as u32;
+        self.unplace(session.id, [&link], dirty);
+        self.note_change(link.spec.kind);
+    }
+
     /// Forgets places that are no longer mapped (dlclose). Never touches their memory.
     pub fn drop_unmapped(&mut self, sessions: &mut [Session], maps: &[Mapping]) {
         // By inode alone: a file that was replaced or deleted since is still mapped, and still patched.

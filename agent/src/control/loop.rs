@@ -92,8 +92,14 @@ fn serve() {
             watch.refresh(&state.dirs);
             state.discover();
             state.pump_all();
+            state.take_off_failed();
             STARTED.store(true, Ordering::Release);
-            nap = match (state.finish(), state.wants_retry()) {
+            // A handler that was replaced behind our back (by a raw system call) would see our faults.
+            let traces = state.sessions.iter().any(|s| !s.links.is_empty());
+            if traces {
+                crate::signals::reassert();
+            }
+            nap = match (state.finish(), state.wants_retry() || traces) {
                 (true, _) => Some(Timespec { tv_sec: 0, tv_nsec: 20_000_000 }),
                 (false, true) => Some(Timespec { tv_sec: 1, tv_nsec: 0 }),
                 (false, false) => None,

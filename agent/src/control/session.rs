@@ -50,6 +50,8 @@ pub struct Session {
     pub sites: u32,
     /// Points that could not be placed, for the tool's listing.
     pub refused: u32,
+    /// Links that were taken off because their program faulted or did not end.
+    pub failed: Vec<u32>,
     /// Links named since the connection was made, until the first `Sync`.
     named: Option<HashSet<u32>>,
 }
@@ -98,6 +100,7 @@ impl Session {
             links: HashMap::new(),
             sites: 0,
             refused: 0,
+            failed: Vec::new(),
             named: Some(HashSet::new()),
         })
     }
@@ -244,7 +247,8 @@ impl Session {
 
     /// Tells the tool that everything up to `seq` is in force.
     pub fn ack(&self, seq: u64) -> Result<(), Errno> {
-        let msg = Message::Ack { seq, sites: self.sites, refused: self.refused };
+        let failed = self.failed.clone();
+        let msg = Message::Ack { seq, sites: self.sites, refused: self.refused, failed };
         self.fd().map_or(Ok(()), |sock| sock::send(sock, &msg.encode(), &[]))
     }
 }

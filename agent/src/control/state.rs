@@ -1,7 +1,7 @@
 //! Everything the control thread knows, and the steps that change it.
 
 use super::attach::{Dirty, Sites, disable_all};
-use super::session::{Session, Todo};
+use super::session::{Link, Session, Todo};
 use crate::hook::Engine;
 use crate::resolve;
 use bpftime_shm::session::{dir, sock};
@@ -108,6 +108,26 @@ impl State {
         }
     }
 
+    /// Takes off links whose program was abandoned, and says so.
+    pub fn take_off_failed(&mut self) {
+        let ids: Vec<u64> = self.sessions.iter().map(|s| s.id).collect();
+        for id in ids {
+            let mut dirty = Dirty::new();
+            let Some(session) = self.sessions.iter_mut().find(|s| s.id == id) else { continue };
+            let disabled = |l: &Link| !l.enabled.load(std::sync::atomic::Ordering::Relaxed);
+            let failed: Vec<u32> =
+                session.links.iter().filter(|(_, l)| disabled(l)).map(|(link, _)| *link).collect();
+            for link in &failed {
+                self.sites.take_off(session, *link, &mut dirty);
+            }
+            if !failed.is_empty() {
+                session.failed.extend(failed);
+                self.settle(dirty);
+                self.ack(id, 0);
+            }
+        }
+    }
+
     /// Handles waiting messages of one session up to the next acknowledgement: links that come in one go are
     /// published in one go.
     fn pump(&mut self, id: u64) -> Pumped {
@@ -130,14 +150,7 @@ impl State {
                                 let kind = session.links.get(&link).map(|l| l.spec.kind);
                                 kind.into_iter().for_each(|k| self.sites.note_change(k));
                             }
-                            Todo::Detach(link) => {
-                                if let Some(link) = session.links.remove(&link) {
-                                    link.enabled.store(false, std::sync::atomic::Ordering::Relaxed);
-                                    session.sites -= link.placed.len() as u32;
-                                    self.sites.unplace(id, [&link], &mut dirty);
-                                    self.sites.note_change(link.spec.kind);
-                                }
-                            }
+                            Todo::Detach(link) => self.sites.take_off(session, link, &mut dirty),
                             Todo::Retire(object) => self.sites.retire(object),
                             Todo::Ack(seq) => {
                                 self.settle(std::mem::take(&mut dirty));

@@ -223,7 +223,10 @@ unsafe extern "C" fn call(func: u64, ctx: u64, run: u64, _: u64) -> u64 {
 #[cold]
 fn abandoned(entry: &Entry) {
     ABANDONED.fetch_add(1, Ordering::Relaxed);
-    entry.enabled.store(false, Ordering::Relaxed);
+    // The control thread takes the link off, and tells the tool.
+    if entry.enabled.swap(false, Ordering::Relaxed) {
+        crate::control::ask();
+    }
 }
 
 /// Runs a program in the tool itself, on `ctx`: BPF_PROG_TEST_RUN (bpftrace's BEGIN and END) and interval timers. Its

@@ -198,10 +198,9 @@ pub enum Reads {
     Unknown,
     /// The thread takes SIGSEGV, so a load that faults is fixed up.
     Guarded,
-    /// The thread blocks SIGSEGV: ask the kernel to copy.
-    ByKernel,
-    /// The thread blocks SIGSEGV and a seccomp filter may kill for asking: every read fails.
-    No,
+    /// The thread blocks SIGSEGV, so that a fault would kill: ask the kernel about each page first. A page that another
+    /// thread unmaps in between is the one case that is left.
+    Asked,
 }
 
 /// What a program's map constant points to: process-local, never in shared memory.

@@ -7,7 +7,7 @@ use bpftime_abi::task::Row;
 use rustix::io::Errno;
 
 /// Version of this protocol; the two ends must agree.
-pub const VERSION: u32 = 4;
+pub const VERSION: u32 = 5;
 
 /// Where in a file a link's probes stand.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -226,6 +226,8 @@ pub enum Message {
         sites: u32,
         /// Probes that were wanted here and could not be placed.
         refused: u32,
+        /// Links that were taken off here because their program faulted or did not end.
+        failed: Vec<u32>,
     },
     /// `bpftime ps`: list yourself.
     List,
@@ -247,8 +249,8 @@ pub enum Message {
         links: Vec<LinkSpec>,
         /// Maps.
         maps: Vec<MapRow>,
-        /// Connected agents: pid, sites, refused.
-        agents: Vec<(i32, u32, u32)>,
+        /// Connected agents: pid, sites, refused, failed links.
+        agents: Vec<(i32, u32, u32, Vec<u32>)>,
     },
 }
 
@@ -421,8 +423,8 @@ impl<'a> Reader<'a> {
         let mut half = || u16::try_from(self.u32()?).map_err(|_| Errno::BADMSG);
         Ok(Row { field: half()?, offset: half()? })
     }
-    fn agent(&mut self) -> Result<(i32, u32, u32), Errno> {
-        Ok((self.u32()? as i32, self.u32()?, self.u32()?))
+    fn agent(&mut self) -> Result<(i32, u32, u32, Vec<u32>), Errno> {
+        Ok((self.u32()? as i32, self.u32()?, self.u32()?, self.list(Reader::u32)?))
     }
 }
 
@@ -479,11 +481,12 @@ impl Message {
                 w.list(maps, |w, v| w.u32(*v));
             }
             Self::Sync { seq } => (w.u8(kind::SYNC), w.u64(*seq)).1,
-            Self::Ack { seq, sites, refused } => {
+            Self::Ack { seq, sites, refused, failed } => {
                 w.u8(kind::ACK);
                 w.u64(*seq);
                 w.u32(*sites);
                 w.u32(*refused);
+                w.list(failed, |w, v| w.u32(*v));
             }
             Self::List => w.u8(kind::LIST),
             Self::Text => w.u8(kind::TEXT),
@@ -496,8 +499,9 @@ impl Message {
                 w.list(progs, Writer::prog);
                 w.list(links, Writer::link);
                 w.list(maps, Writer::map_row);
-                w.list(agents, |w, (pid, sites, refused)| {
-                    (w.u32(*pid as u32), w.u32(*sites), w.u32(*refused)).2
+                w.list(agents, |w, (pid, sites, refused, failed)| {
+                    [*pid as u32, *sites, *refused].iter().for_each(|v| w.u32(*v));
+                    w.list(failed, |w, v| w.u32(*v));
                 });
             }
         }
@@ -519,7 +523,9 @@ impl Message {
             kind::UNLINK => Self::Unlink { link: r.u32()? },
             kind::DROP => Self::Drop { progs: r.list(Reader::u32)?, maps: r.list(Reader::u32)? },
             kind::SYNC => Self::Sync { seq: r.u64()? },
-            kind::ACK => Self::Ack { seq: r.u64()?, sites: r.u32()?, refused: r.u32()? },
+            kind::ACK => {
+                Self::Ack { seq: r.u64()?, sites: r.u32()?, refused: r.u32()?, failed: r.list(Reader::u32)? }
+            }
             kind::LIST => Self::List,
             kind::TEXT => Self::Text,
             kind::INSPECT => Self::Inspect(r.bytes()?),
@@ -577,7 +583,7 @@ mod tests {
             Message::Unlink { link: 7 },
             Message::Drop { progs: vec![1], maps: vec![2, 3] },
             Message::Sync { seq: 77 },
-            Message::Ack { seq: 77, sites: 1, refused: 2 },
+            Message::Ack { seq: 77, sites: 1, refused: 2, failed: vec![9, 8] },
             Message::List,
             Message::Text,
             Message::Inspect(vec![1, 2]),
@@ -588,7 +594,7 @@ mod tests {
                 progs: vec![prog],
                 links: vec![link()],
                 maps: vec![map],
-                agents: vec![(1, 2, 3)],
+                agents: vec![(1, 2, 3, vec![4])],
             },
         ]
     }

@@ -139,7 +139,7 @@ impl Known {
     }
 
     /// The session for `bpftime ps`.
-    pub fn listing(&self, agents: Vec<(i32, u32, u32)>) -> Message {
+    pub fn listing(&self, agents: Vec<(i32, u32, u32, Vec<u32>)>) -> Message {
         Message::Listing {
             pid: std::process::id() as i32,
             command: std::fs::read("/proc/self/cmdline").unwrap_or_default(),

@@ -24,6 +24,7 @@ struct Agent {
     acked: u64,
     sites: u32,
     refused: u32,
+    failed: Vec<u32>,
     /// Did not answer in time; not waited for again until it has.
     lagging: bool,
 }
@@ -209,7 +210,8 @@ impl Broker {
         sock::set_timeout(&conn, Duration::from_millis(500))?;
         match Message::decode(&sock::recv(conn.as_fd(), false)?.bytes)? {
             Message::List => {
-                let agents = self.agents.iter().map(|a| (a.pid, a.sites, a.refused)).collect();
+                let agents =
+                    self.agents.iter().map(|a| (a.pid, a.sites, a.refused, a.failed.clone())).collect();
                 sock::send(conn.as_fd(), &self.known.listing(agents).encode(), &[])
             }
             Message::Text => sock::send(conn.as_fd(), &Message::Text.encode(), &[self.page_fd.as_fd()]),
@@ -233,7 +235,8 @@ impl Broker {
         self.seq += 1;
         sock::send(conn.as_fd(), &Message::Sync { seq: self.seq }.encode(), &[])?;
         self.watch(conn.as_fd(), AGENT, owner);
-        let agent = Agent { sock: conn, pid, owner, acked: 0, sites: 0, refused: 0, lagging: false };
+        let agent =
+            Agent { sock: conn, pid, owner, acked: 0, sites: 0, refused: 0, failed: vec![], lagging: false };
         self.agents.push(agent);
         Ok(())
     }
@@ -258,7 +261,8 @@ impl Broker {
                 self.reap_closed_links();
                 self.collect();
                 self.synchronise();
-                let ack = Message::Ack { seq, sites: self.agents.iter().map(|a| a.sites).sum(), refused: 0 };
+                let sites = self.agents.iter().map(|a| a.sites).sum();
+                let ack = Message::Ack { seq, sites, refused: 0, failed: vec![] };
                 sock::send(self.tool.as_fd(), &ack.encode(), &[])
             }
             msg => {
@@ -368,10 +372,16 @@ fn agent_message(agent: &mut Agent) -> Result<bool, Errno> {
         Err(Errno::AGAIN) => return Ok(false),
         other => other?,
     };
-    let Message::Ack { seq, sites, refused } = Message::decode(&msg.bytes)? else { return Err(Errno::PROTO) };
+    let Message::Ack { seq, sites, refused, failed } = Message::decode(&msg.bytes)? else {
+        return Err(Errno::PROTO);
+    };
+    if failed.len() > agent.failed.len() {
+        tracing::warn!(pid = agent.pid, links = ?failed, "programs faulted or did not end; detached there");
+    }
     agent.acked = agent.acked.max(seq);
     agent.sites = sites;
     agent.refused = refused;
+    agent.failed = failed;
     agent.lagging = false;
     Ok(true)
 }

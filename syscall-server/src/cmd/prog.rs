@@ -37,9 +37,11 @@ pub fn load(attr: &Attr) -> Result<i64, Errno> {
     let built = super::verify::accept(&insns, &mut maps, &a, gpl, &mut log)
         .and_then(|p| Ok((compile(&p, &maps.layouts(), &mut log)?, p.ctx_bytes())));
     let stored = buffer.store(log.text());
-    // The verdict comes before the state of the log buffer, as in the kernel.
-    let (image, ctx_bytes) = built?;
+    let true_size = buffer.true_size(log.text());
+    attr.put(std::mem::offset_of!(ProgLoad, log_true_size), &true_size.to_ne_bytes())?;
+    // As in the kernel, a log that could not be stored whole comes before the verdict.
     stored?;
+    let (image, ctx_bytes) = built?;
     // As in the kernel, a prog array belongs to one type of programs: those it is used by.
     let arrays = maps.list.iter().filter(|m| m.def().map_type == BPF_MAP_TYPE_PROG_ARRAY);
     if arrays.into_iter().any(|m| !m.takes_programs_of(a.prog_type)) {
@@ -78,7 +80,7 @@ fn compile(program: &Verified, maps: &[Option<MapLayout>], log: &mut verify::Log
         Ok(image) => Ok(image.to_bytes()),
         Err(e) => {
             tracing::error!(reason = %e, "program does not compile");
-            log.line(&format!("compiler: {e}"));
+            log.reason(&format!("compiler: {e}"));
             Err(ENOTSUPP)
         }
     }

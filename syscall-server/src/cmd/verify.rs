@@ -94,7 +94,8 @@ pub fn accept(
     let options = DecodeOptions { unknown_helpers, ..DecodeOptions::default() };
     let program = bpftime_vm::decode::decode_with(insns, maps, options).map_err(|e| {
         tracing::debug!(reason = %e, "program refused");
-        log.line(&e.to_string());
+        log.reason(&e.to_string());
+        log.finish(&verify::Stats::default(), std::time::Duration::ZERO, &[0]);
         maps.failed().unwrap_or_else(|| errno_of(&e))
     })?;
     if off {

@@ -3,9 +3,9 @@
 use super::error::{Check, Errno, Fail, access, invalid};
 use super::explore::Verifier;
 use super::memory::{RDONLY_PROG, Span, Use};
-use super::state::State;
+use super::state::{Byte, State, place};
 use super::value::{Kind, Object, Val};
-use crate::isa::{MapIdx, Reg};
+use crate::isa::{MAX_STACK, MapIdx, Reg};
 use bpftime_abi::helper::{self, Arg, Proto};
 use bpftime_abi::map_type::{BPF_MAP_TYPE_ARRAY, BPF_MAP_TYPE_BLOOM_FILTER};
 
@@ -15,6 +15,8 @@ pub(super) struct Call {
     pub id: u32,
     /// The map among the arguments.
     pub map: Option<MapIdx>,
+    /// The key among the arguments, if it is known.
+    pub key: Option<u64>,
     /// The function among the arguments.
     pub callback: Option<u32>,
     /// What the callback gets.
@@ -39,6 +41,7 @@ impl Call {
             at,
             id,
             map: None,
+            key: None,
             callback: None,
             callback_ctx: Val::constant(0),
             alloc: 0,
@@ -82,6 +85,7 @@ impl Verifier<'_> {
                 _ => mismatch(n, &val, "map_ptr"),
             },
             Arg::MapKey => {
+                call.key = constant_key(state, &val);
                 let size = self.map(call.map.unwrap_or(MapIdx(0))).key_size;
                 self.element(state, reg, val, size, None, call)
             }
@@ -304,6 +308,21 @@ fn task(n: usize, val: &Val) -> Check {
             access(format!("R{n} is of type {got} but {task} is expected"))
         }
         _ => mismatch(n, val, "ptr_, trusted_ptr_, rcu_ptr_"),
+    }
+}
+
+/// A key of four bytes whose value is known, where the kernel knows it too: a number spilled in this width, or
+/// zeros in the upper half of a slot.
+fn constant_key(state: &State, key: &Val) -> Option<u64> {
+    let Kind::Stack(frame) = key.kind else { return None };
+    let off = key.fixed_off().filter(|off| (-i64::from(MAX_STACK)..0).contains(off))?;
+    let (slot, byte) = place(off);
+    let slot = state.frames.get(usize::from(frame))?.slot(slot);
+    let zeros = slot.bytes[4..].iter().all(|b| *b == Byte::Zero) || slot.whole().is_some_and(Val::is_null);
+    match byte {
+        0 if slot.spilled() == 4 => slot.spill.as_deref()?.known(),
+        4 if zeros => Some(0),
+        _ => None,
     }
 }
 

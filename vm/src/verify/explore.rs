@@ -45,6 +45,8 @@ struct Pending {
     /// put aside is the first one that is taken up.
     jumps: usize,
     steps: usize,
+    /// The log's end.
+    log: u64,
 }
 
 /// The way that the current path took: where it did not go straight on.
@@ -172,7 +174,7 @@ impl<'a> Verifier<'a> {
         let mut frame = Frame::new(0, 0, 0);
         frame.regs[1] = Val::pointer(Kind::Ctx);
         let state = State { frames: vec![Rc::new(frame)], references: Vec::new() };
-        self.pending.push(Pending { state, at: 0, from: 0, jumps: 0, steps: 0 });
+        self.pending.push(Pending { state, at: 0, from: 0, jumps: 0, steps: 0, log: 0 });
         while let Some(path) = self.pending.pop() {
             self.close(self.pending.len() + 1);
             self.path(path)?;
@@ -192,9 +194,11 @@ impl<'a> Verifier<'a> {
     /// Writes the reason and the statistics, and hands out what was proved.
     pub fn finish(self, verdict: &Result<(), Refusal>) -> Proved {
         if let Err(refusal) = verdict {
-            self.log.line(&refusal.reason);
+            self.log.reason(&refusal.reason);
+        } else {
+            self.log.rewind(0);
         }
-        self.log.finish(&self.stats);
+        self.log.finish(&self.stats, self.started.elapsed(), &self.proved.stack);
         self.proved
     }
 
@@ -212,7 +216,8 @@ impl<'a> Verifier<'a> {
     }
 
     fn path(&mut self, path: Pending) -> Result<(), Refusal> {
-        let Pending { mut state, mut at, from, jumps, steps } = path;
+        let Pending { mut state, mut at, from, jumps, steps, log } = path;
+        self.log.rewind(log);
         self.trail.jumps.truncate(jumps);
         self.trail.jumps.push((steps, at));
         self.trail.steps = steps;
@@ -235,15 +240,16 @@ impl<'a> Verifier<'a> {
             self.budget().map_err(|fail| self.refusal(fail, at, &state))?;
             self.proved.live[at] = true;
             self.proved.held[at] = self.proved.held[at].max(state.references.len() as u32);
-            self.show_insn(at);
-            let before = if self.log.wants_insns() { Some(state.clone()) } else { None };
-            let next = match self.step(&mut state, at) {
+            let (before, pending) = (self.log.wants_insns().then(|| state.clone()), self.pending.len());
+            let next = self.step(&mut state, at);
+            self.show_insn(at, before, next.is_ok().then_some(&state));
+            // The instruction is on the way to what it put aside.
+            let end = self.log.end();
+            self.pending.iter_mut().skip(pending).for_each(|path| path.log = end);
+            let next = match next {
                 Ok(next) => next,
                 Err(fail) => return Err(self.refusal(fail, at, &state)),
             };
-            if let Some(before) = before {
-                self.show_change(&before, &state);
-            }
             match next {
                 Next::At(next) => {
                     if next != at + self.program.ops()[at].slots() {
@@ -278,19 +284,13 @@ impl<'a> Verifier<'a> {
         Ok(())
     }
 
-    fn show_insn(&mut self, at: usize) {
-        if self.log.wants_insns() {
-            let text = disasm::line_with(self.program.insns(), at, &helper::full_name).to_string();
-            self.log.line(&format!("{at}: {text}"));
-        }
-    }
-
-    fn show_change(&mut self, before: &State, after: &State) {
-        let old = if before.frames.len() == after.frames.len() { Some(before) } else { None };
-        let text = show(after, old.filter(|_| !self.log.wants_all()));
-        if !text.is_empty() {
-            self.log.line(&format!("; {text}"));
-        }
+    /// An instruction and, if it was accepted, what it changed.
+    fn show_insn(&mut self, at: usize, before: Option<State>, after: Option<&State>) {
+        let Some(before) = before else { return };
+        let text = disasm::line_with(self.program.insns(), at, &helper::full_name);
+        let same_frame = |after: &&State| before.frames.len() == after.frames.len();
+        let change = after.map(|after| show(after, Some(&before).filter(|_| same_frame(&after))));
+        self.log.insn(&format!("{at}: {text}"), &change.unwrap_or_default());
     }
 
     /// Judges one instruction and applies it.
@@ -321,7 +321,8 @@ impl<'a> Verifier<'a> {
             return Err(Fail { errno: Errno::Fault, reason });
         }
         let jumps = self.trail.jumps.len();
-        self.pending.push(Pending { state, at, from, jumps, steps: self.trail.steps });
+        let (steps, log) = (self.trail.steps, self.log.end());
+        self.pending.push(Pending { state, at, from, jumps, steps, log });
         Ok(())
     }
 

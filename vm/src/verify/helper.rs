@@ -181,7 +181,8 @@ impl Verifier<'_> {
                 let in_map =
                     matches!(self.map(map).map_type, BPF_MAP_TYPE_ARRAY_OF_MAPS | BPF_MAP_TYPE_HASH_OF_MAPS);
                 let kind = if in_map { Kind::Map(map.inner()) } else { Kind::MapValue(map) };
-                Val { nullable: true, id, ..Val::pointer(kind) }
+                let nullable = !self.surely_found(map, call);
+                Val { nullable, id: if nullable { id } else { 0 }, ..Val::pointer(kind) }
             }
             Ret::Task => Val::pointer(Kind::Object(Object::Task)),
             Ret::Registers => Val::pointer(Kind::Object(Object::Registers)),
@@ -192,6 +193,23 @@ impl Verifier<'_> {
                 Val { nullable: true, id, reference: id, ..Val::pointer(Kind::Record(call.alloc)) }
             }
         }
+    }
+}
+
+impl Verifier<'_> {
+    /// Whether a lookup finds something in any case: a known index of an array that has as many elements. What
+    /// stands in for the maps of another map is no promise of how many they have.
+    fn surely_found(&mut self, map: MapIdx, call: &Call) -> bool {
+        let facts = self.map(map);
+        let array = matches!(facts.map_type, BPF_MAP_TYPE_ARRAY | BPF_MAP_TYPE_PERCPU_ARRAY);
+        let found = call.id == id::map_lookup_elem
+            && array
+            && map.outer().is_none()
+            && call.key.is_some_and(|key| key < u64::from(facts.max_entries));
+        if found {
+            self.decides(call.at);
+        }
+        found
     }
 }
 

@@ -1,15 +1,27 @@
-//! The verifier log, in the shape that tools parse.
+//! The verifier log, in the shape that tools parse and people know from the kernel.
+//!
+//! | level | what |
+//! |---|---|
+//! | 1 | instructions and what they change, of the path that was refused only: one that ended well is taken back |
+//! | 2 | of every path |
+//! | 4 | how long it took, how deep stacks are |
+//! | 8 | the buffer keeps the beginning instead of the end (the loader's business) |
+//!
+//! At any of them there is the reason of a refusal, and the closing line with its counts.
 
 use std::fmt::Write;
+use std::time::Duration;
 
 /// `BPF_LOG_LEVEL1`: instructions and states.
 const LEVEL1: u32 = 1;
 /// `BPF_LOG_LEVEL2`: more of them.
 const LEVEL2: u32 = 2;
+/// `BPF_LOG_STATS`.
+const STATS: u32 = 4;
 /// Text that is kept; the oldest goes first, as a reader wants the end.
 const KEPT: usize = 16 << 20;
 
-/// Collects the text of one load. The reason of a refusal and the statistics are there at any level but 0.
+/// Collects the text of one load.
 #[derive(Clone, Debug, Default)]
 pub struct Log {
     level: u32,
@@ -31,7 +43,7 @@ pub struct Stats {
 }
 
 impl Log {
-    /// A log of `attr.log_level`: 1 and 2 are instructions with states, 4 only the closing statistics.
+    /// A log of `attr.log_level`.
     pub fn new(level: u32) -> Log {
         Log { level, ..Log::default() }
     }
@@ -41,15 +53,44 @@ impl Log {
         self.level & (LEVEL1 | LEVEL2) != 0
     }
 
-    /// Whether states are wanted with every instruction.
-    pub fn wants_all(&self) -> bool {
+    /// Whether those of paths that ended well are wanted, too.
+    pub(super) fn wants_all(&self) -> bool {
         self.level & LEVEL2 != 0
     }
 
-    /// Adds a line, unless nothing is wanted.
-    pub fn line(&mut self, line: &str) {
+    /// Adds a line about the walk, if that is wanted.
+    pub(super) fn line(&mut self, line: &str) {
         if self.wants_insns() {
             self.push(line);
+        }
+    }
+
+    /// An instruction and what it changed.
+    pub(super) fn insn(&mut self, text: &str, change: &str) {
+        if change.is_empty() {
+            return self.line(text);
+        }
+        // Columns as in the kernel's log.
+        let column = (text.len() + 5).max(40).next_multiple_of(8) - 2;
+        self.line(&format!("{text:<column$}; {change}"));
+    }
+
+    /// Adds the reason of a refusal.
+    pub fn reason(&mut self, reason: &str) {
+        if self.level != 0 {
+            self.push(reason);
+        }
+    }
+
+    /// Where the text ends now.
+    pub(super) fn end(&self) -> u64 {
+        self.dropped + self.text.len() as u64
+    }
+
+    /// Takes back what was written after `end`.
+    pub(super) fn rewind(&mut self, end: u64) {
+        if !self.wants_all() {
+            self.text.truncate(end.saturating_sub(self.dropped) as usize);
         }
     }
 
@@ -64,9 +105,15 @@ impl Log {
         }
     }
 
-    pub(super) fn finish(&mut self, stats: &Stats) {
+    /// The closing lines. `depths` are bytes of stack by function.
+    pub fn finish(&mut self, stats: &Stats, time: Duration, depths: &[u32]) {
         if self.level == 0 {
             return;
+        }
+        if self.level & STATS != 0 {
+            let depths: Vec<String> = depths.iter().map(u32::to_string).collect();
+            self.push(&format!("verification time {} usec", time.as_micros()));
+            self.push(&format!("stack depth {}", depths.join("+")));
         }
         let mut line = String::new();
         let Stats { processed, max_states_per_insn, total_states, peak_states } = stats;

@@ -113,6 +113,10 @@ impl Needs {
                     if *arg == Arg::CallbackCtx {
                         need.slots = u64::MAX;
                     }
+                    // The index decided whether there is an element.
+                    if *arg == Arg::MapKey && place.decisive {
+                        need.slots |= place.effect().slots_read;
+                    }
                 }
             }
             Callee::Func(func) => {

@@ -210,11 +210,24 @@ fn the_log_has_the_lines_that_libbpf_rewrites() {
 fn the_log_has_what_its_level_asks_for() {
     let program = "mov r0, 7; jeq r1, 0, +0; exit";
     assert!(log_of(program, 0).is_empty());
-    assert_eq!(log_of(program, 4).len(), 1);
-    let log = log_of(program, 1);
+    let log = log_of(program, 4);
+    assert!(log[0].starts_with("verification time ") && log[1] == "stack depth 0", "{log:?}");
+    assert_eq!((log_of(program, 8).len(), log.len()), (1, 3));
+    // A path that ended well is taken back at level 1.
+    assert_eq!(log_of(program, 1).len(), 1);
+    assert_eq!(log_of("mov r0, r3; exit", 4)[0], "R3 !read_ok");
+    let log = log_of(program, 2);
     assert_eq!(log[0], "0: R1=ctx() R10=fp0");
-    assert_eq!(log[1], "0: (b7) r0 = 7");
-    assert_eq!(log[2], "; R0=7");
+    assert_eq!(log[1], "0: (b7) r0 = 7                        ; R0=7");
+    // Of a refused program, only the path that leads there.
+    let log = log_of("call 7; mov r6, r1; exit", 1);
+    assert_eq!(log[1], "0: (85) call bpf_get_prandom_u32#7    ; R0=scalar()");
+    assert_eq!(log[2], "1: (bf) r6 = r1");
+    assert_eq!(log[3], "R1 !read_ok");
+    let log = log_of("call 7; jeq r0, 0, a; mov r0, 0; exit; a: mov r0, r3; exit", 1);
+    let words: Vec<&str> = log.iter().map(|l| l.split(':').next().unwrap()).collect();
+    let wanted = ["0", "0", "1", "", "from 1 to 4", "4", "R3 !read_ok"];
+    assert_eq!(words[..7], wanted, "{log:#?}");
 }
 
 fn proved(source: &str) -> Box<Verified> {

@@ -180,6 +180,17 @@ pub unsafe fn probe_read_slow(dst: *mut u8, src: *const u8, len: usize) -> usize
     if got < 0 { len } else { len - got as usize }
 }
 
+/// Whether the page at `addr` may be read now: the kernel is asked to take a signal mask from there, by a way to use it
+/// that does not exist. For threads that block SIGSEGV, whose mask was asked for by the same call: no seccomp filter sees
+/// anything new. About 115 ns.
+pub fn readable(addr: usize) -> bool {
+    // Eight bytes of the page that holds `addr`.
+    let args = [usize::MAX, addr & !7, 0, 8, 0, 0];
+    // SAFETY: nothing is changed: `how` is invalid. The kernel checks the address.
+    let rc = unsafe { sys::syscall(libc::SYS_rt_sigprocmask, args) };
+    rc == -(libc::EINVAL as isize)
+}
+
 /// Where execution goes on after a fault at `rip`, if `rip` is in a guarded copy. For the SIGSEGV handler.
 #[inline]
 pub(crate) fn fixup(rip: usize) -> Option<usize> {

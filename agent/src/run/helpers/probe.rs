@@ -2,7 +2,7 @@
 //! shadow of the task; any other kernel address faults, and the `_kernel` forms read what the program can point at, as
 //! the kernel's do for its own.
 
-use super::{EFAULT, EINVAL, helper};
+use super::{EFAULT, helper};
 use crate::arch::{copy, sys};
 use crate::run::{Reads, Run, shadow};
 use crate::signals;
@@ -12,11 +12,7 @@ use bpftime_abi::task::Place;
 #[inline]
 fn reads(run: &mut Run) -> Reads {
     if run.reads == Reads::Unknown {
-        run.reads = match (signals::faults_blocked(), signals::seccomp_filtered()) {
-            (false, _) => Reads::Guarded,
-            (true, false) => Reads::ByKernel,
-            (true, true) => Reads::No,
-        };
+        run.reads = if signals::faults_blocked() { Reads::Asked } else { Reads::Guarded };
     }
     run.reads
 }
@@ -27,8 +23,7 @@ fn copy_in(run: &mut Run, dst: *mut u8, src: u64, len: usize) -> bool {
     unsafe {
         match reads(run) {
             Reads::Guarded => copy::probe_read(dst, src as *const u8, len) == 0,
-            Reads::ByKernel => copy::probe_read_slow(dst, src as *const u8, len) == 0,
-            _ => false,
+            _ => pages_are_there(src, len) && copy::probe_read(dst, src as *const u8, len) == 0,
         }
     }
 }
@@ -39,8 +34,8 @@ pub(super) fn copy_out(run: &mut Run, dst: u64, src: *const u8, len: usize) -> b
     unsafe {
         match reads(run) {
             Reads::Guarded => copy::probe_read(dst as *mut u8, src, len) == 0,
-            Reads::ByKernel => write_by_kernel(dst, src, len),
-            _ => false,
+            // Whether a page may be written cannot be asked without writing.
+            _ => !signals::seccomp_filtered() && write_by_kernel(dst, src, len),
         }
     }
 }
@@ -98,15 +93,14 @@ fn read_kernel_str(run: &mut Run, dst: u64, len: u64, src: u64) -> u64 {
 pub(super) fn read_str(run: &mut Run, dst: u64, len: u64, src: u64) -> u64 {
     let len = len as u32 as usize;
     if len == 0 {
-        return EINVAL;
+        return 0;
     }
     let dst = dst as *mut u8;
     // SAFETY: dst has room for len bytes by the helper's contract; the copies survive a fault.
     let got = unsafe {
         match reads(run) {
             Reads::Guarded => copy::probe_read_str(dst, src as *const u8, len),
-            Reads::ByKernel => read_str_by_kernel(dst, src, len),
-            _ => -1,
+            _ => read_str_by_page(dst, src, len),
         }
     };
     if got < 0 {
@@ -117,18 +111,24 @@ pub(super) fn read_str(run: &mut Run, dst: u64, len: u64, src: u64) -> u64 {
     got as u64
 }
 
-/// A string by process_vm_readv, page by page: a string may end before a page that is not there.
+/// Whether all pages of a range may be read.
+fn pages_are_there(src: u64, len: usize) -> bool {
+    let Some(last) = (len as u64).checked_sub(1).map(|n| src.checked_add(n)) else { return true };
+    last.is_some_and(|last| (src >> 12..=last >> 12).all(|page| copy::readable((page << 12) as usize)))
+}
+
+/// A string, page by page: it may end before a page that is not there.
 ///
 /// # Safety
 /// `dst` has room for `len` bytes, and `len` is not 0.
-unsafe fn read_str_by_kernel(dst: *mut u8, src: u64, len: usize) -> isize {
+unsafe fn read_str_by_page(dst: *mut u8, src: u64, len: usize) -> isize {
     let mut done = 0;
     while done < len {
-        let at = src + done as u64;
+        let Some(at) = src.checked_add(done as u64) else { return -1 };
         let part = (4096 - (at as usize & 4095)).min(len - done);
         // SAFETY: part bytes from done on lie within len.
         let bytes = unsafe {
-            if copy::probe_read_slow(dst.add(done), at as *const u8, part) != 0 {
+            if !copy::readable(at as usize) || copy::probe_read(dst.add(done), at as *const u8, part) != 0 {
                 return -1;
             }
             std::slice::from_raw_parts(dst.add(done), part)
