@@ -3,6 +3,7 @@
 //! One file per subcommand: a `clap::Args` struct and `fn run(&Args) -> Result<ExitCode, Failure>`. Adding one is
 //! a module, a variant and an arm. Every failure is one line on stderr: cause; next step.
 
+mod aot;
 mod doctor;
 mod object;
 mod ps;
@@ -32,6 +33,10 @@ enum Command {
     Ps(ps::Args),
     /// Say whether the programs of an object file are safe, and if not, why.
     Verify(verify::Args),
+    /// Verify and compile the programs of an object file, for machines without a compiler.
+    Compile(aot::compile::Args),
+    /// Run programs that were compiled before, and print their maps at the end.
+    Load(aot::load::Args),
     /// Say what works on this machine, or why a process or program cannot be traced.
     Doctor(doctor::Args),
     /// Print what programs print with bpf_trace_printk, of all sessions of this user, like the kernel's trace_pipe.
@@ -58,6 +63,8 @@ fn main() -> ExitCode {
         Command::Run(args) => run::run(&args),
         Command::Ps(args) => ps::run(&args),
         Command::Verify(args) => verify::run(&args),
+        Command::Compile(args) => aot::compile::run(&args),
+        Command::Load(args) => aot::load::run(&args),
         Command::Doctor(args) => doctor::run(&args),
         Command::TracePipe(args) => trace_pipe::run(&args),
     };

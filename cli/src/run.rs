@@ -41,11 +41,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, Failure> {
 }
 
 fn exec(args: &Args) -> Result<Infallible, Failure> {
-    let server = locate(&SERVER).ok_or_else(|| {
-        let next = "build it with scripts/build, or give its directory in BPFTIME_LIB_DIR";
-        Failure::new(OWN_FAILURE, format!("{} not found beside this program; {next}", SERVER[0]))
-    })?;
-    let preload = preload(&server, std::env::var_os("LD_PRELOAD").as_deref())?;
+    let preload = preload_server()?;
     // clap has made sure that there is one.
     let (name, rest) = args.command.split_first().ok_or_else(|| Failure::new(2, "no command; give one"))?;
     if let Some(file) = resolve(name) {
@@ -54,6 +50,15 @@ fn exec(args: &Args) -> Result<Infallible, Failure> {
     let error = Command::new(name).args(rest).env("LD_PRELOAD", preload).exec();
     let code = if error.kind() == std::io::ErrorKind::NotFound { NOT_FOUND } else { CANNOT_RUN };
     Err(Failure::new(code, format!("{}: {error}; check its name and PATH", name.display())))
+}
+
+/// The value of LD_PRELOAD that puts the library in front of what the user preloads already.
+pub(crate) fn preload_server() -> Result<OsString, Failure> {
+    let server = locate(&SERVER).ok_or_else(|| {
+        let next = "build it with scripts/build, or give its directory in BPFTIME_LIB_DIR";
+        Failure::new(OWN_FAILURE, format!("{} not found beside this program; {next}", SERVER[0]))
+    })?;
+    preload(&server, std::env::var_os("LD_PRELOAD").as_deref())
 }
 
 /// The library in front of what the user preloads already.

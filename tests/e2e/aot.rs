@@ -1,0 +1,118 @@
+//! Programs compiled ahead of time, from the object file to what their maps hold.
+
+use bpftime_tests::{Finished, Running, Scratch, dist};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+const LIMIT: Duration = Duration::from_secs(30);
+
+fn object(s: &Scratch) -> PathBuf {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("targets/aot.bpf.c");
+    let out = s.path("aot.bpf.o");
+    let mut clang = Command::new("clang");
+    clang.args([
+        "-g",
+        "-O2",
+        "-target",
+        "bpf",
+        "-D__TARGET_ARCH_x86",
+        "-I/usr/include/x86_64-linux-gnu",
+        "-c",
+    ]);
+    assert!(clang.arg(source).arg("-o").arg(&out).status().expect("clang").success());
+    out
+}
+
+fn bpftime(s: &Scratch, args: &[&str]) -> Command {
+    let mut cmd = s.command(dist("bin/bpftime"));
+    cmd.args(args);
+    cmd
+}
+
+fn end(cmd: Command) -> Finished {
+    Running::start(cmd).finish(LIMIT)
+}
+
+/// The compiled file.
+fn compiled(s: &Scratch, more: &[&str]) -> PathBuf {
+    let (object, image) = (object(s), s.path("aot.img"));
+    let mut cmd = bpftime(s, &["compile"]);
+    cmd.arg(object).arg("-o").arg(&image).args(more);
+    let done = end(cmd);
+    assert!(done.status.success(), "{}", done.stderr);
+    image
+}
+
+#[test]
+fn a_compiled_file_counts_exactly_and_prints_its_maps() {
+    let s = Scratch::new();
+    let (image, exe) = (compiled(&s, &["--cpu", "native"]), s.compile("targets/calls.c", "calls", &[]));
+    let mut cmd = s.target(&exe);
+    cmd.args(["3", "1001"]);
+    let mut target = Running::start(cmd);
+    target.wait_for("RUNNING");
+    let place = |kind: &str| format!("{kind}:{}:probed", exe.display());
+    let mut load = bpftime(&s, &["load"]);
+    load.arg(image).args(["--attach", &place("uprobe"), "--attach", &place("uretprobe")]);
+    let mut load = Running::start(load);
+    load.wait_for("attached 2 probes");
+    target.say("go");
+    assert!(target.finish(LIMIT).status.success());
+    load.signal(libc::SIGINT);
+    let done = load.finish(LIMIT);
+    // 10000 calls to warm up, then 3 times 1001 from 0 on: one odd number less than even ones each time.
+    let mut lines: Vec<&str> = done.stdout.lines().collect();
+    lines.sort_unstable();
+    assert_eq!(
+        lines,
+        ["by_arg[0] 6503", "by_arg[1] 6500", "calls[0] 13003", "calls[1] 13003"],
+        "{}",
+        done.stderr
+    );
+    assert!(done.status.success());
+}
+
+#[test]
+fn files_that_do_not_fit_are_refused_in_words() {
+    let s = Scratch::new();
+    let image = compiled(&s, &[]);
+    let bytes = std::fs::read(&image).expect("the file that was just written");
+    let refusal = |at: usize, new: u8| {
+        let mut bytes = bytes.clone();
+        bytes[at] = new;
+        let changed = s.path("changed.img");
+        std::fs::write(&changed, bytes).expect("scratch file");
+        let mut load = bpftime(&s, &["load", "--attach", "uprobe:/bin/true:main"]);
+        load.arg(changed);
+        let done = end(load);
+        assert_eq!(done.status.code(), Some(1), "{}", done.stderr);
+        done.stderr
+    };
+    for (at, new, words) in [
+        (0, b'X', "not compiled by bpftime"),
+        (8, 99, "layout version 99"),
+        (12, 99, "ABI version 99"),
+        (22, 1, "CPU features that this machine lacks"),
+        (bytes.len() - 1, bytes[bytes.len() - 1] ^ 1, "damaged"),
+    ] {
+        assert!(refusal(at, new).contains(words), "byte {at}");
+    }
+}
+
+#[test]
+fn a_place_that_is_none_is_refused_before_anything_runs() {
+    let s = Scratch::new();
+    let image = compiled(&s, &[]);
+    for (place, words) in [
+        ("kprobe:x", "no place"),
+        ("nobody=uprobe:/bin/true:main", "count returned"),
+        ("uprobe:/nonexistent:main", "No such file"),
+        ("uprobe:/bin/true:no_such_function", "no such function"),
+    ] {
+        let mut load = bpftime(&s, &["load", "--attach", place]);
+        load.arg(&image);
+        let done = end(load);
+        assert!(!done.status.success() && done.stderr.contains(words), "{place}: {}", done.stderr);
+    }
+}
