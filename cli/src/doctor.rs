@@ -85,6 +85,7 @@ const CHECKS: &[(&str, Check)] = &[
     ("bpftrace", bpftrace),
     ("bpf headers", bpf_headers),
     ("kernel headers", kernel_headers),
+    ("kernel BTF", kernel_btf),
 ];
 
 fn machine() -> ExitCode {
@@ -210,18 +211,27 @@ fn bpf_headers() -> Outcome {
     }
 }
 
+/// Where bcc finds headers to compile against: the running kernel's, else what the server has stand in for them.
 fn kernel_headers() -> Outcome {
-    let build = format!("/lib/modules/{}/build", release());
-    let btf = "/sys/kernel/btf/vmlinux";
-    if Path::new(&build).exists() {
-        Good(build)
-    } else if fs::File::open(btf).is_ok() {
-        Good(format!("{btf} (no headers in {build}, which some bcc tools want)"))
-    } else {
-        Note(
-            format!("neither {build} nor {btf}"),
-            "install the kernel's headers for bcc tools; others need none",
-        )
+    let complete = |dir: &Path| dir.join("build/include/generated/autoconf.h").exists();
+    let running = Path::new("/lib/modules").join(release());
+    let others = fs::read_dir("/lib/modules").into_iter().flatten().flatten().map(|e| e.path());
+    match others.filter(|dir| complete(dir)).max() {
+        _ if complete(&running) => Good(running.join("build").display().to_string()),
+        Some(other) => Good(format!("{} stands in for {}", other.display(), running.display())),
+        None => Note(
+            format!("none in {}", running.join("build").display()),
+            "apt-get install linux-headers-amd64 for bcc's tools; others need none",
+        ),
+    }
+}
+
+/// What tools relocate against.
+fn kernel_btf() -> Outcome {
+    const BTF: &str = "/sys/kernel/btf/vmlinux";
+    match fs::File::open(BTF) {
+        Ok(_) => Good(BTF.into()),
+        Err(e) => Good(format!("bpftime's own ({BTF}: {e})")),
     }
 }
 

@@ -46,6 +46,7 @@ real! {
     open: fn(path: *const c_char, flags: c_int, mode: libc::mode_t) -> c_int;
     openat: fn(dir: c_int, path: *const c_char, flags: c_int, mode: libc::mode_t) -> c_int;
     fopen: fn(path: *const c_char, mode: *const c_char) -> *mut c_void;
+    glob: fn(pattern: *const c_char, flags: c_int, failed: *mut c_void, found: *mut libc::glob_t) -> c_int;
     opendir: fn(path: *const c_char) -> *mut c_void;
     stat: fn(path: *const c_char, st: *mut libc::stat) -> c_int;
     lstat: fn(path: *const c_char, st: *mut libc::stat) -> c_int;

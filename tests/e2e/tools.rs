@@ -49,9 +49,9 @@ const BCC: &[Row] = &[
     rare(&["syncsnoop-bpfcc"], Lines(&["sync()"], 1)),
     rare(&["statsnoop-bpfcc"], Lines(&["events"], 2)),
     rare(&["funclatency-bpfcc", "EXE:work"], Histogram(7)),
-    rare(&["funcslower-bpfcc", "-u", "0", "EXE:work"], Lines(&["EXE:work"], 7)),
+    rare(&["funcslower-bpfcc", "-m", "1", "EXE:doze"], Lines(&["events", "EXE:doze"], 2)),
     rare(&["funcinterval-bpfcc", "EXE:work"], Histogram(6)),
-    rare(&["argdist-bpfcc", "-c", "-C", "r:EXE:work():int:$retval#returned"], Lines(&["$retval ="], 7)),
+    rare(&["argdist-bpfcc", "-C", "r:EXE:work():int:$retval#returned"], Lines(&["$retval ="], 7)),
     rare(&["stackcount-bpfcc", "EXE:work"], Number("    7", 7)),
     rare(&["gethostlatency-bpfcc"], Lines(&["localhost"], 2)),
     rare(&["syscount-bpfcc", "-T", "500"], Number("kill", 3)),
@@ -64,7 +64,7 @@ const LIBBPF: &[Row] = &[
     row(&["sigsnoop", "-k"], Lines(&["events"], 3)),
     row(&["funclatency", "EXE:work"], Histogram(7)),
     row(&["gethostlatency"], Lines(&["localhost"], 2)),
-    rare(&["syscount", "-t", "500"], Number("kill", 3)),
+    rare(&["syscount", "-T", "500"], Number("kill", 3)),
 ];
 
 const BPFTRACE: &[Row] = &[
@@ -76,7 +76,6 @@ const BPFTRACE: &[Row] = &[
     rare(&["bpftrace", "/usr/sbin/syncsnoop.bt"], Lines(&["events", "sys_enter_sync"], 1)),
     rare(&["bpftrace", "/usr/sbin/setuids.bt"], Lines(&["events", "setuid"], 2)),
     rare(&["bpftrace", "/usr/sbin/gethostlatency.bt"], Lines(&["localhost"], 2)),
-    rare(&["bpftrace", "/usr/sbin/syscount.bt"], Lines(&["@syscall[tracepoint"], 0)),
 ];
 
 /// Whether the program is installed, and what it needs beside itself.

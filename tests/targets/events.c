@@ -20,6 +20,10 @@ __attribute__((noinline, noclone, used)) int work(int n) {
   return n + 1;
 }
 
+__attribute__((noinline, noclone, used)) void doze(void) {
+  syscall(SYS_nanosleep, &(struct timespec){0, 1000000}, NULL);
+}
+
 static void *thread(void *arg) { return arg; }
 
 static void make(void) {
@@ -35,7 +39,7 @@ static void make(void) {
     shmctl(id, IPC_RMID, NULL);
     struct statfs fs;
     statfs("/dev", &fs);
-    syscall(SYS_nanosleep, &(struct timespec){0, 1000000}, NULL);
+    doze();
     syscall(SYS_setuid, getuid());
     struct addrinfo *found;
     if (getaddrinfo("localhost", NULL, NULL, &found) == 0) freeaddrinfo(found);

@@ -146,6 +146,33 @@ pub unsafe extern "C" fn opendir(path: *const c_char) -> *mut c_void {
     })
 }
 
+/// `glob(3)`: bpftrace looks for the formats of events that match a pattern. What of ours matches is added by the C
+/// library itself, which the caller has free it.
+///
+/// # Safety
+/// As the C function.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn glob(
+    pattern: *const c_char,
+    flags: c_int,
+    failed: *mut c_void,
+    found: *mut libc::glob_t,
+) -> c_int {
+    let outcome = real::glob(pattern, flags, failed, found);
+    if outcome != libc::GLOB_NOMATCH || pattern.is_null() || tool::is_inert() {
+        return outcome;
+    }
+    // SAFETY: the C library has just read the string.
+    let matching = guard(|| files::matching(unsafe { CStr::from_ptr(pattern) }), Vec::new);
+    let mut outcome = outcome;
+    for (i, path) in matching.iter().enumerate() {
+        let append = if i == 0 { 0 } else { libc::GLOB_APPEND };
+        // A path that is not there stands for itself.
+        outcome = real::glob(path.as_ptr(), flags | append | libc::GLOB_NOCHECK, failed, found);
+    }
+    outcome
+}
+
 /// Fills `st` for what we have.
 fn stated(answer: Answer, st: *mut libc::stat) -> Option<c_int> {
     let ours = match answer {

@@ -56,6 +56,18 @@ pub fn answer(path: &CStr) -> Option<Answer> {
     file.or_else(|| is_directory().then_some(Answer::Directory))
 }
 
+/// The files of ours that match a pattern of glob(3).
+pub fn matching(pattern: &CStr) -> Vec<CString> {
+    if !tracefs::ROOTS.iter().any(|root| pattern.to_bytes().starts_with(root.as_bytes())) {
+        return Vec::new();
+    }
+    let matches = |path: &CString| {
+        // SAFETY: two terminated strings.
+        unsafe { libc::fnmatch(pattern.as_ptr(), path.as_ptr(), libc::FNM_PATHNAME) == 0 }
+    };
+    tracefs::files().filter_map(|path| CString::new(path).ok()).filter(matches).collect()
+}
+
 fn contents(path: &str) -> Option<Vec<u8>> {
     if path == "/proc/kallsyms" {
         return Some(kprobe::symbols().into_bytes());
@@ -93,6 +105,17 @@ mod tests {
     #[test]
     fn a_file_to_be_written_is_not_served() {
         assert!(serve(b"", libc::O_WRONLY).is_none());
+    }
+
+    #[test]
+    fn a_pattern_finds_the_events_that_it_means() {
+        let found = matching(c"/sys/kernel/tracing/events/syscalls/sys_enter_sync_file_range*/format");
+        assert_eq!(
+            found,
+            [c"/sys/kernel/tracing/events/syscalls/sys_enter_sync_file_range/format".to_owned()]
+        );
+        assert!(matching(c"/sys/kernel/debug/tracing/events/syscalls/sys_exit_*/id").len() > 300);
+        assert!(matching(c"/etc/*").is_empty());
     }
 
     #[test]

@@ -266,6 +266,13 @@ fn field(out: &mut String, decl: &str, offset: usize, size: usize, signed: u8) {
     let _ = writeln!(out, "\tfield:{decl};\toffset:{offset};\tsize:{size};\tsigned:{signed};");
 }
 
+/// The files that describe events, below each root.
+pub fn files() -> impl Iterator<Item = String> {
+    let events: Vec<String> = available_events().lines().map(|l| l.replace(':', "/")).collect();
+    let below = events.into_iter().flat_map(|e| ["format", "id"].map(|file| format!("events/{e}/{file}")));
+    below.flat_map(|path| ROOTS.iter().map(move |root| format!("{root}{path}")))
+}
+
 fn available_events() -> String {
     let mut out = String::new();
     for t in TASKS {
