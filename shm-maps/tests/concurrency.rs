@@ -1,6 +1,7 @@
 //! Exactness under threads, processes, signals and SIGKILL. No sleeps for luck, no upper bounds on time.
 
 mod common;
+use bpftime_shm::ring::LockId;
 use bpftime_shm::uapi::*;
 use bpftime_shm::{Errno, Map};
 use common::{Rng, def};
@@ -420,4 +421,70 @@ fn stack_ids_follow_the_kernels_rules() {
     );
     assert_eq!(stacks.stack_insert(&[1, 2, 3, 4, 5, 6], BPF_F_REUSE_STACKID), 0, "cut to the depth");
     assert_eq!(stacks.stack_insert(&[1, 2, 3, 4], 0), 0);
+}
+
+/// As many elements as the map holds stay, whatever is evicted; and after a death an update still finds a node.
+#[test]
+fn kill_9_and_threads_leave_an_lru_hash_full_and_willing() {
+    const ENTRIES: u32 = 32;
+    let (fd, map) = Map::create(&def(BPF_MAP_TYPE_LRU_HASH, 4, 16, ENTRIES, 0), THREADS).expect("create");
+    let mut rng = Rng(0xabcd);
+    for owner in 1..=100u16 {
+        let theirs = Map::open(fd.as_fd()).expect("open");
+        theirs.set_owner(owner);
+        kill_at_random(&mut rng, |seed| {
+            let mut rng = Rng(seed | 1);
+            loop {
+                update(&theirs, rng.below(100) as u32, [9; 2], 0, 1);
+            }
+        });
+        map.recover(owner);
+        (0..ENTRIES * 2).for_each(|key| assert_eq!(update(&map, 1000 + key, [1; 2], BPF_ANY, 0), 0));
+        let (mut count, mut key) = (0, [0; 4]);
+        let mut last: Option<[u8; 4]> = None;
+        while map.sys_next_key(last.as_ref().map(|k| k.as_slice()), &mut key).is_ok() {
+            (count, last) = (count + 1, Some(key));
+        }
+        assert_eq!(count, ENTRIES, "after death {owner}");
+    }
+    thread::scope(|scope| {
+        for cpu in 0..THREADS {
+            let map = &map;
+            scope.spawn(move || {
+                let mut rng = Rng(u64::from(cpu) + 1);
+                for _ in 0..ROUNDS / 4 {
+                    assert_eq!(update(map, rng.below(1000) as u32, [2; 2], BPF_ANY, cpu), 0);
+                }
+            });
+        }
+    });
+}
+
+#[test]
+fn kill_9_inside_a_queue_loses_at_most_what_was_under_way() {
+    let (fd, map) = Map::create(&def(BPF_MAP_TYPE_QUEUE, 0, 16, 8, 0), 1).expect("create");
+    let mut rng = Rng(0x77);
+    for owner in 1..=200u16 {
+        let theirs = Map::open(fd.as_fd()).expect("open");
+        theirs.set_owner(owner);
+        kill_at_random(&mut rng, |_| {
+            let mut value = [7u64, !7];
+            loop {
+                let _ =
+                    theirs.sys_update(&[], &[7u64.to_ne_bytes(), (!7u64).to_ne_bytes()].concat(), BPF_EXIST);
+                // SAFETY: sixteen bytes.
+                unsafe { theirs.peek(value.as_mut_ptr().cast(), LockId::new(owner.into(), 1)) };
+            }
+        });
+        map.recover(owner);
+        let mut value = [0; 16];
+        let mut left = 0;
+        while map.sys_lookup_and_delete(&[], &mut value, 0).is_ok() {
+            assert_eq!(value, *[7u64.to_ne_bytes(), (!7u64).to_ne_bytes()].concat(), "half an element");
+            left += 1;
+        }
+        assert!(left <= 8);
+        assert_eq!(map.sys_update(&[], &value, 0), Ok(()), "the lock is free");
+        map.sys_lookup_and_delete(&[], &mut value, 0).expect("pop");
+    }
 }

@@ -1,7 +1,7 @@
 //! STACK_TRACE: stacks by the hash of their addresses.
 //!
 //! ```text
-//! [header page][slots: buckets x (version u32 | node u32)][nodes: (state u64, hash u32, frames u32, ips)]
+//! [header page][slots: buckets x (version u32 | node u32)][tried: a bit per node][nodes: (state u64, hash u32, frames u32, ips)]
 //! ```
 //! A stack's id is its slot. A stack is written into a free node and published by a CAS of the slot's word;
 //! readers copy and look at the word again. Words carry versions, so an unchanged word means an unchanged node.
@@ -26,6 +26,7 @@ struct Layout {
     buckets: usize,
     capacity: usize,
     stride: usize,
+    tried_at: usize,
     nodes_at: usize,
     file_len: usize,
 }
@@ -36,9 +37,10 @@ impl Layout {
         // One more per CPU and then some: nodes being filled while every slot is taken.
         let capacity = buckets + cpus as usize * 2 + 32;
         let stride = NODE_HEADER + def.value_size as usize;
-        let nodes_at = PAGE + buckets.checked_mul(8)?;
+        let tried_at = PAGE + buckets.checked_mul(8)?;
+        let nodes_at = tried_at + capacity.div_ceil(64) * 8;
         let file_len = nodes_at.checked_add(stride.checked_mul(capacity)?)?.checked_next_multiple_of(PAGE)?;
-        Some(Layout { buckets, capacity, stride, nodes_at, file_len })
+        Some(Layout { buckets, capacity, stride, tried_at, nodes_at, file_len })
     }
 }
 
@@ -68,6 +70,13 @@ impl StackTrace {
         let index = word as u32 as usize;
         let valid = index != 0 && index <= self.layout.capacity;
         valid.then(|| self.base.wrapping_add(self.layout.nodes_at + (index - 1) * self.layout.stride))
+    }
+
+    /// Bits of nodes that somebody tried to claim. Set before, so that recovery need not look at others: that would
+    /// allocate their memory.
+    fn tried(&self, word: usize) -> &AtomicU64 {
+        // SAFETY: callers keep word below the bitmap's length; atomic.
+        unsafe { &*self.base.add(self.layout.tried_at).cast::<AtomicU64>().add(word) }
     }
 
     /// Word `at` of a node: 0 state, 1 summary.
@@ -160,6 +169,10 @@ impl StackTrace {
             if state.kind() != Kind::Main {
                 continue;
             }
+            let (tried, bit) = (self.tried((index as usize - 1) / 64), 1 << ((index - 1) % 64));
+            if tried.load(Relaxed) & bit == 0 {
+                tried.fetch_or(bit, Relaxed);
+            }
             let mine = state.next(Kind::FromMain, self.owner.load(Relaxed));
             if self.word(node, 0).compare_exchange(state.0, mine.0, AcqRel, Relaxed).is_err() {
                 continue;
@@ -231,7 +244,11 @@ impl Ops for StackTrace {
 
     /// Frees nodes that `owner` claimed and that no slot names.
     fn recover(&self, owner: u16) -> usize {
-        let indices = 1..=self.layout.capacity as u64;
+        let words = 0..self.layout.capacity.div_ceil(64);
+        let indices = words.flat_map(|word| {
+            let tried = self.tried(word).load(Relaxed);
+            (0..64u64).filter(move |bit| tried >> bit & 1 != 0).map(move |bit| word as u64 * 64 + bit + 1)
+        });
         indices
             .filter(|&index| self.node(index).is_some_and(|node| self.recover_node(node, index, owner)))
             .count()

@@ -18,6 +18,7 @@ use crate::uapi::{BPF_MAP_TYPE_LRU_HASH, BPF_MAP_TYPE_LRU_PERCPU_HASH, BPF_MAP_T
 use crate::{PAGE, round8};
 use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 use core::sync::atomic::{AtomicU16, AtomicU32, AtomicU64};
+use std::collections::BTreeSet;
 
 const CURSORS: usize = 256;
 const NODE_HEADER: usize = 16;
@@ -383,16 +384,36 @@ impl Nodes {
         }
     }
 
-    /// Nodes that the extra pool owns but no stash entry names.
-    pub fn unstashed(&self) -> Vec<u32> {
+    /// Nodes that may not be as the map was made: the extra pool's own, those near one that was ever claimed, and those
+    /// that a CPU would claim from next, since the hint is set after the claim. What was never touched stays untouched:
+    /// looking at it would allocate it.
+    pub fn disturbed(&self) -> Vec<u32> {
+        let (capacity, own) = (self.layout.capacity(), self.layout.max_entries);
+        let words = (capacity as usize).div_ceil(64);
+        let mut wanted: BTreeSet<usize> = (0..words).filter(|w| self.used(*w).load(Relaxed) != 0).collect();
+        for cpu in 0..CURSORS as u32 {
+            // A CPU that claims for the first time begins at a place of its own.
+            if self.cursor(cpu).load(Relaxed) == 0 && cpu >= self.layout.extra / 2 {
+                continue;
+            }
+            let start = self.first_word(cpu, words);
+            let next = (0..words).map(|step| (start + step) % words);
+            wanted.extend(next.into_iter().find(|w| self.used(*w).load(Relaxed) != u64::MAX));
+        }
+        let of_word = |w: usize| (w as u32 * 64 + 1..=w as u32 * 64 + 64).filter(move |node| *node <= own);
+        wanted.into_iter().flat_map(of_word).chain(own + 1..=capacity).collect()
+    }
+
+    /// Those of `nodes` that the extra pool owns but no stash entry names.
+    pub fn unstashed(&self, nodes: &[u32]) -> Vec<u32> {
         let named: Vec<u32> = (0..self.layout.extra)
             .map(|entry| match self.stash(entry).load(Relaxed) {
                 0 => self.layout.max_entries + 1 + entry,
                 node => node,
             })
             .collect();
-        let all = 1..=self.layout.capacity();
-        all.filter(|&i| self.state(i).1.kind() == Kind::Extra && !named.contains(&i)).collect()
+        let extra = |i: &u32| self.state(*i).1.kind() == Kind::Extra && !named.contains(i);
+        nodes.iter().copied().filter(extra).collect()
     }
 
     /// Starts a claimed node's life in a chain before `index`.

@@ -13,9 +13,9 @@ impl Hash {
     /// Runs on the tool's side; live processes may go on using the map.
     pub(super) fn recover_nodes(&self, owner: u16) -> usize {
         let mut key = vec![0; self.nodes.layout.key_size];
-        let nodes = 1..=self.nodes.layout.capacity();
-        let repaired = nodes.filter(|&node| self.recover_node(node, owner, &mut key)).count();
-        self.nodes.restash(self.nodes.unstashed().into_iter());
+        let nodes = self.nodes.disturbed();
+        let repaired = nodes.iter().filter(|&&node| self.recover_node(node, owner, &mut key)).count();
+        self.nodes.restash(self.nodes.unstashed(&nodes).into_iter());
         repaired
     }
 
