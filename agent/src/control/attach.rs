@@ -163,7 +163,7 @@ impl Sites {
             self.semaphores.forget(addr);
             if let Some(probe) = self.lists.remove(&addr) {
                 // The site is used again when something is mapped at this address once more.
-                probe.site.programs.store(std::ptr::null_mut(), Ordering::Release);
+                Programs::publish(None, probe.site);
                 self.retired.push(probe.list);
             }
         }
@@ -258,9 +258,8 @@ impl Sites {
         // Hits before the list is stored below find none; nobody was told yet that the probe stands.
         let Ok(site) = self.engine.attach(addr, want) else { return false };
         programs.at_entry = self.engine.displaced(addr).is_some_and(starts_frame);
-        let list = Box::new(programs);
-        // Release: pairs with the Acquire in the callbacks; the list is complete.
-        site.programs.store((&raw const *list).cast_mut().cast(), Ordering::Release);
+        let mut list = Box::new(programs);
+        Programs::publish(Some(&mut list), site);
         self.retired.extend(self.lists.insert(addr, Probe { site, list }).map(|p| p.list));
         true
     }
@@ -268,7 +267,7 @@ impl Sites {
     fn remove(&mut self, addr: usize) {
         self.engine.detach(addr);
         if let Some(probe) = self.lists.remove(&addr) {
-            probe.site.programs.store(std::ptr::null_mut(), Ordering::Release);
+            Programs::publish(None, probe.site);
             self.retired.push(probe.list);
         }
     }
@@ -360,7 +359,8 @@ impl Sites {
             return;
         }
         let Some(addr) = crate::lifecycle::linker_notify_address() else { return };
-        let programs = Programs { internal: Some(on_change), ..Programs::default() };
+        let mut programs = Programs::default();
+        programs.internal = Some(on_change);
         if self.install(addr, Want { entry: true, ret: false }, programs) {
             self.linker = Some(addr);
         }

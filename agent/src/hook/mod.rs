@@ -59,12 +59,12 @@ pub use thread::{BLOCKLESS, Mute, ThreadBlock};
 
 pub(crate) use made::original_rip;
 pub(crate) use returns::RUN;
-pub(crate) use site::{RETURN as RETURN_ONLY, THUNK_OFFSET, WANT_OFFSET};
+pub(crate) use site::{DIRECT_OFFSET, RETURN as RETURN_ONLY, THUNK_OFFSET, WANT_OFFSET};
 pub(crate) use syscall::{
     on_dispatch_enter, on_dispatch_exit, on_syscall_enter, on_syscall_exit, vfork_child,
 };
 pub(crate) use thread::{CURSOR_OFFSET, FIRST_RUN_OFFSET};
-pub(crate) use thunk::{COPY, LEAVE};
+pub(crate) use thunk::{COPY, GO_ON, LEAVE};
 pub(crate) use trap::trapped;
 
 use crate::arch::{PtRegs, stubs};
@@ -114,10 +114,8 @@ pub fn is_muted() -> bool {
     ThreadBlock::existing().is_some_and(|b| b.mute.load(Relaxed) != 0)
 }
 
-/// Called by every thunk. Gives the address at which the thunk goes on.
-///
-/// What a hit costs is mostly stores, so the rarer continuations are functions of their own: this one then has few
-/// registers to save.
+/// Called for the thunks of sites that have no list to run directly, and wherever something is unusual. Gives the
+/// address at which the thunk goes on.
 ///
 /// # Safety
 /// Called by `entry_common` only, with a site and the saved registers of its thread.
@@ -141,7 +139,7 @@ pub(crate) unsafe extern "C" fn on_entry(site: *const Site, regs: *mut PtRegs) -
     }
     if want & RETURN != 0 {
         // SAFETY: return probes sit at function entries, where sp points to the return address.
-        return unsafe { by_stub(at, block, (*regs).sp as usize) };
+        return unsafe { by_stub(site, (*regs).sp as usize) };
     }
     at.go_on()
 }
@@ -161,15 +159,22 @@ unsafe fn overridden(at: &Site, sp: usize) -> usize {
 ///
 /// # Safety
 /// As for [`overridden`].
-#[inline(never)]
-unsafe fn by_stub(at: &Site, block: &ThreadBlock, sp: usize) -> usize {
+pub(crate) unsafe extern "C" fn by_stub(site: *const Site, sp: usize) -> usize {
+    // SAFETY: sites are never freed.
+    let at = unsafe { &*site };
+    let Some(block) = ThreadBlock::current() else { return at.go_on() };
     // SAFETY: the caller's promise.
-    let Some(stub) = (unsafe { returns::push(block, std::ptr::from_ref(at) as usize, at.copy(), sp) }) else {
+    let Some(stub) = (unsafe { returns::push(block, site as usize, at.copy(), sp) }) else {
         return at.go_on();
     };
     // SAFETY: as in `overridden`.
     unsafe { ((sp - 8) as *mut usize).write(stub) };
     at.leave()
+}
+
+/// Frees the slot of a call that came back to its stub, where that is not the newest.
+pub(crate) extern "C" fn popped(after_call: usize) {
+    returns::pop(ThreadBlock::current(), stubs::index_of_call(after_call));
 }
 
 /// Called when a function came back to its return stub.

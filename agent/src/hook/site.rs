@@ -1,6 +1,7 @@
 //! One probed address, as the probe path sees it.
 
 use super::{Callbacks, thunk};
+use crate::run::enter::Direct;
 use std::sync::atomic::{AtomicPtr, AtomicU32, AtomicUsize, Ordering::*};
 
 /// What is wanted at an address.
@@ -28,6 +29,9 @@ pub(crate) const WANT_OFFSET: usize = std::mem::offset_of!(Site, want);
 /// For entry.rs.
 pub(crate) const THUNK_OFFSET: usize = std::mem::offset_of!(Site, thunk);
 
+/// For entry.rs.
+pub(crate) const DIRECT_OFFSET: usize = std::mem::offset_of!(Site, direct);
+
 /// A probed address. Never freed: threads may be anywhere between the patch and the callback.
 #[repr(C)]
 pub struct Site {
@@ -41,6 +45,8 @@ pub struct Site {
     /// The opaque list that the callbacks read. Published by the control thread with Release; what it replaced may be
     /// freed after [`super::Engine::quiesce`].
     pub programs: AtomicPtr<()>,
+    /// What arch/x86_64/entry.rs and exit.rs run without calling back; null: they call back. As `programs`.
+    pub direct: AtomicPtr<Direct>,
 }
 
 // entry.rs: `mov rax, [rdi]` is the address
@@ -54,6 +60,7 @@ impl Site {
             thunk: AtomicUsize::new(0),
             callbacks,
             programs: AtomicPtr::new(std::ptr::null_mut()),
+            direct: AtomicPtr::new(std::ptr::null_mut()),
         }))
     }
 

@@ -17,7 +17,7 @@ pub struct ThreadBlock {
     pub active: AtomicU64,
     /// Not 0 in the agent's own threads: their hits are ignored.
     pub mute: AtomicU64,
-    /// The guarded program run in progress, or null. For the SIGSEGV handler.
+    /// The guarded program run in progress, or null. For the SIGSEGV handler: see [`guarded::resume`].
     pub recover: AtomicPtr<Recover>,
     /// Where the next return slot is taken: see returns.rs.
     pub(super) cursor: AtomicU64,
@@ -31,7 +31,7 @@ pub struct ThreadBlock {
     pub tid: AtomicI32,
     pid: AtomicI32,
     next: AtomicPtr<ThreadBlock>,
-    /// For the layer that runs programs. Zero in a new thread. 0: run/process.rs, 1: hook/syscall.rs, 2:
+    /// For the layer that runs programs. [`NOBODY`], then zeroes in a new thread. 0: run/process.rs, 1: hook/syscall.rs, 2:
     /// run/helpers/signal.rs, 3: syscalls/tasks.rs.
     pub run: [AtomicU64; 8],
     /// What the kernel looks at when this thread makes a system call outside of our text (syscalls/dispatch.rs).
@@ -41,6 +41,9 @@ pub struct ThreadBlock {
     /// The thread's name, as last asked for.
     pub(crate) comm: [AtomicU64; 2],
 }
+
+/// Ids that no thread has: those of a new block are not known yet.
+const NOBODY: u64 = u64::MAX;
 
 /// For entry.rs.
 pub(crate) const CURSOR_OFFSET: usize = std::mem::offset_of!(ThreadBlock, cursor);
@@ -195,6 +198,7 @@ fn take_over(b: &'static ThreadBlock, pid: i32, me: i32) -> bool {
     b.mute.store(0, Relaxed);
     b.recover.store(std::ptr::null_mut(), Relaxed);
     b.run.iter().for_each(|w| w.store(0, Relaxed));
+    b.run[0].store(NOBODY, Relaxed);
     b.dispatch.store(0, Relaxed);
     b.comm.iter().for_each(|w| w.store(0, Relaxed));
     // The generation moves: a quiesce that waits for the dead owner is released.
@@ -209,6 +213,7 @@ fn fresh(pid: i32, me: i32) -> Option<&'static ThreadBlock> {
     let b = unsafe { p.as_ref() }?;
     b.tid.store(me, Relaxed);
     b.pid.store(pid, Relaxed);
+    b.run[0].store(NOBODY, Relaxed);
     b.cursor.store(returns::NO_CURSOR, Relaxed);
     b.first_run.store(returns::NO_RUN as u64, Relaxed);
     let mut head = BLOCKS.load(Relaxed);

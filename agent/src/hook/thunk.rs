@@ -18,7 +18,7 @@ use crate::arch::relocate::{self, CannotMove};
 use iced_x86::Instruction;
 
 pub(crate) const LEAVE: usize = 20;
-pub(super) const GO_ON: usize = 32;
+pub(crate) const GO_ON: usize = 32;
 pub(crate) const COPY: usize = 40;
 
 /// A thunk's bytes, and where in it each displaced instruction went.

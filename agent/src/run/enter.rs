@@ -8,7 +8,7 @@ use crate::arch::guarded::Recover;
 use crate::hook::{Site, ThreadBlock};
 use bpftime_shm::session::page::{OwnerWord, Page};
 use bpftime_vm::RunHeader;
-use std::cell::Cell;
+use std::mem::offset_of;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
@@ -20,19 +20,46 @@ pub struct Session {
     pub owner: AtomicU32,
 }
 
-/// One program on one probe.
+/// One program on one probe. The assembly that runs it knows this layout.
+#[repr(C)]
 pub struct Entry {
     bound: Bound,
-    /// Cleared first at detach, so that no hit counts after the tool was told.
-    enabled: Arc<AtomicBool>,
+    /// Into `switch`.
+    enabled: *const AtomicBool,
+    /// The words of the session's CPU slots, [`SLOT_STRIDE`](bpftime_shm::session::page::SLOT_STRIDE) bytes apart.
+    slots: *const AtomicU64,
+    slot_count: u32,
     /// Only in this process, or 0. A forked child carries the probe but is not traced.
     only_pid: u32,
+    /// [`SLOTLESS`], [`VECTOR`], [`ONE_PROCESS`].
+    traits: u32,
     /// The link's id in its session.
     link: u32,
     /// Whose program it is. `bound` points to it, and to the program.
     pub session: Arc<Session>,
-    _program: Arc<Program>,
+    program: Arc<Program>,
+    /// Cleared first at detach, so that no hit counts after the tool was told.
+    switch: Arc<AtomicBool>,
 }
+
+/// The program looks at nothing that belongs to a CPU: its runs need no CPU slot.
+pub(crate) const SLOTLESS: u32 = 1;
+/// The program writes vector registers.
+pub(crate) const VECTOR: u32 = 2;
+/// `only_pid` is not 0.
+pub(crate) const ONE_PROCESS: u32 = 4;
+
+pub(crate) const FUNC: usize = offset_of!(Entry, bound) + offset_of!(Bound, func);
+pub(crate) const OWNER: usize = offset_of!(Entry, bound) + offset_of!(Bound, owner);
+pub(crate) const COOKIE: usize = offset_of!(Entry, bound) + offset_of!(Bound, cookie);
+pub(crate) const FUNC_IP: usize = offset_of!(Entry, bound) + offset_of!(Bound, func_ip);
+pub(crate) const ENABLED: usize = offset_of!(Entry, enabled);
+pub(crate) const SLOTS: usize = offset_of!(Entry, slots);
+pub(crate) const SLOT_COUNT: usize = offset_of!(Entry, slot_count);
+pub(crate) const ONLY_PID: usize = offset_of!(Entry, only_pid);
+pub(crate) const TRAITS: usize = offset_of!(Entry, traits);
+// A run's `bound` is the address of its entry.
+const _: () = assert!(offset_of!(Entry, bound) == 0);
 
 impl Entry {
     /// Keeps code and maps alive while it is published.
@@ -44,19 +71,32 @@ impl Entry {
         only_pid: u32,
         link: u32,
     ) -> Self {
-        let bound = Bound::new(&program, &session, cookie);
-        Self { bound, enabled, only_pid, link, session, _program: program }
+        let bit = |is: bool, bit: u32| if is { bit } else { 0 };
+        Self {
+            bound: Bound::new(&program, &session, cookie),
+            enabled: &*enabled,
+            slots: session.page.slot_words(),
+            slot_count: session.page.slots(),
+            only_pid,
+            link,
+            traits: bit(program.is_local(), SLOTLESS)
+                | bit(program.needs().vector, VECTOR)
+                | bit(only_pid != 0, ONE_PROCESS),
+            session,
+            program,
+            switch: enabled,
+        }
     }
 
     #[inline]
     fn runs_in(&self, pid: u32) -> bool {
-        self.enabled.load(Ordering::Relaxed)
+        self.switch.load(Ordering::Relaxed)
             && (self.only_pid == 0 || self.only_pid == pid)
             && !(process::is_orphan() && self.session.page.link_closed(self.link))
     }
 }
 
-// SAFETY: the pointers of `bound` lead into the other fields, which may be shared between threads.
+// SAFETY: the pointers lead into the last three fields, which may be shared between threads.
 unsafe impl Send for Entry {}
 // SAFETY: as above.
 unsafe impl Sync for Entry {}
@@ -64,7 +104,15 @@ unsafe impl Sync for Entry {}
 impl Bound {
     /// Points into all it is given.
     fn new(program: &Program, session: &Session, cookie: u64) -> Self {
-        Self { func: program.entry(), page: &session.page, owner: &session.owner, program, cookie }
+        Self {
+            func: program.entry(),
+            page: &session.page,
+            owner: &session.owner,
+            program,
+            cookie,
+            func_ip: 0,
+            at_entry: false,
+        }
     }
 }
 
@@ -79,6 +127,71 @@ pub struct Programs {
     pub at_entry: bool,
     /// Something of the agent's own, called instead of programs.
     pub internal: Option<fn()>,
+    direct: Direct,
+}
+
+/// A [`Programs`] for the assembly in arch/x86_64. Part of it, and like it never changed while it is published.
+#[repr(C)]
+#[derive(Default)]
+pub struct Direct {
+    pub(crate) entry: List,
+    pub(crate) ret: List,
+}
+
+/// Programs in a row.
+#[repr(C)]
+pub(crate) struct List {
+    pub(crate) first: *const Entry,
+    pub(crate) end: *const Entry,
+    pub(crate) needs: u32,
+}
+
+impl Default for List {
+    fn default() -> Self {
+        Self { first: std::ptr::null(), end: std::ptr::null(), needs: 0 }
+    }
+}
+
+impl List {
+    fn of(entries: &[Entry]) -> Self {
+        let range = entries.as_ptr_range();
+        let all = entries.iter().any(|e| e.program.looks_at_registers());
+        Self { first: range.start, end: range.end, needs: if all { Direct::REGISTERS } else { 0 } }
+    }
+}
+
+impl Direct {
+    /// Some program of a list looks at the registers, so that all of them have to be there.
+    pub(crate) const REGISTERS: u32 = 1;
+}
+
+// SAFETY: a Direct points into the lists of the Programs that it is part of.
+unsafe impl Send for Direct {}
+// SAFETY: as above.
+unsafe impl Sync for Direct {}
+
+impl Programs {
+    /// Makes `list` what `site` runs; `None`: nothing. What it was before may be freed after
+    /// [`crate::hook::Engine::quiesce`].
+    pub fn publish(list: Option<&mut Box<Programs>>, site: &Site) {
+        let (mut programs, mut direct) = (std::ptr::null_mut(), std::ptr::null_mut());
+        if let Some(list) = list {
+            for e in list.entry.iter_mut().chain(&mut list.ret) {
+                e.bound.func_ip = site.addr as u64;
+            }
+            list.entry.iter_mut().for_each(|e| e.bound.at_entry = list.at_entry);
+            list.direct = Direct { entry: List::of(&list.entry), ret: List::of(&list.ret) };
+            let replaced = list.entry.iter().any(|e| e.program.may_replace());
+            if list.internal.is_none() && !replaced && process::is_known() {
+                direct = &raw mut list.direct;
+            }
+            programs = std::ptr::from_mut(&mut **list);
+        }
+        // Release: pairs with the Acquire in `published`, and with the loads of the assembly (x86 keeps their order);
+        // the list is complete. A hit in between runs the old list or the new one.
+        site.programs.store(programs.cast(), Ordering::Release);
+        site.direct.store(direct, Ordering::Release);
+    }
 }
 
 /// Program runs ended by a fault or by running out of fuel, for `bpftime ps`.
@@ -95,7 +208,7 @@ pub unsafe extern "C" fn on_entry(site: *const Site, regs: *mut PtRegs) -> u64 {
     if let Some(internal) = programs.internal {
         internal();
     }
-    let this = hit_of(site, regs, programs.at_entry, Override::Allowed);
+    let this = Hit::probe(regs, Override::Allowed);
     hit(&programs.entry, &this);
     (this.replaced.get() == Override::Done).into()
 }
@@ -108,19 +221,14 @@ pub unsafe extern "C" fn on_return(site: *const Site, regs: *mut PtRegs) {
     // SAFETY: as in `on_entry`.
     let site = unsafe { &*site };
     if let Some(programs) = published(site) {
-        hit(&programs.ret, &hit_of(site, regs, false, Override::Refused));
+        hit(&programs.ret, &Hit::probe(regs, Override::Refused));
     }
-}
-
-#[inline]
-fn hit_of(site: &Site, regs: *mut PtRegs, at_entry: bool, replaced: Override) -> Hit {
-    Hit { ctx: regs as u64, regs, func_ip: site.addr as u64, at_entry, replaced: Cell::new(replaced) }
 }
 
 /// The list the site runs, if any.
 #[inline]
 fn published(site: &Site) -> Option<&Programs> {
-    // Acquire: pairs with the Release in `Sites::install`.
+    // Acquire: pairs with the Release in `Programs::publish`.
     // SAFETY: a published list lives until `quiesce` says that no thread in a callback reads it.
     unsafe { site.programs.load(Ordering::Acquire).cast::<Programs>().as_ref() }
 }
@@ -190,7 +298,7 @@ fn run(bound: &Bound, who: &Who, hit: &Hit) -> Option<End> {
             fuel: FUEL,
             pid_tgid: u64::from(who.pid) << 32 | u64::from(who.tid),
             cookie: bound.cookie,
-            func_ip: hit.func_ip,
+            func_ip: bound.func_ip,
             cpu,
             reserved: 0,
         },
@@ -219,14 +327,29 @@ unsafe extern "C" fn call(func: u64, ctx: u64, run: u64, _: u64) -> u64 {
     }
 }
 
-/// A program that faulted, or ran out of fuel, does not run again in this process.
+/// A program that faulted, or ran out of fuel, does not run again in this process. Also called by runner.rs.
 #[cold]
-fn abandoned(entry: &Entry) {
+pub(crate) extern "C" fn abandoned(entry: &Entry) {
     ABANDONED.fetch_add(1, Ordering::Relaxed);
     // The control thread takes the link off, and tells the tool.
-    if entry.enabled.swap(false, Ordering::Relaxed) {
+    if entry.switch.swap(false, Ordering::Relaxed) {
         crate::control::ask();
     }
+}
+
+/// For runner.rs: a list, when it does not know the thread.
+#[cold]
+pub(crate) unsafe extern "C" fn run_all(first: *const Entry, end: *const Entry, event: &Hit) {
+    // SAFETY: a published list, alive while a callback is in progress.
+    let entries = unsafe { std::slice::from_raw_parts(first, end.offset_from_unsigned(first)) };
+    hit(entries, event);
+}
+
+/// For runner.rs: a program, when the CPU slot was not to be had at once.
+#[cold]
+pub(crate) unsafe extern "C" fn run_one(entry: *const Entry, event: &Hit) {
+    // SAFETY: as above.
+    unsafe { run_all(entry, entry.add(1), event) };
 }
 
 /// Runs a program in the tool itself, on `ctx`: BPF_PROG_TEST_RUN (bpftrace's BEGIN and END) and interval timers. Its

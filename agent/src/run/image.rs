@@ -2,7 +2,8 @@
 
 use super::shadow::Layout;
 use super::{MapHandle, Run, helpers};
-use bpftime_vm::{Image, MapIdx, Resolve};
+use bpftime_vm::image::{Needs, Symbol};
+use bpftime_vm::{ImageRef, MapIdx, Resolve};
 use rustix::mm::{self, MapFlags, MprotectFlags, ProtFlags};
 use std::sync::Arc;
 
@@ -30,6 +31,11 @@ pub struct Program {
     base: *mut u8,
     len: usize,
     entry: usize,
+    needs: Needs,
+    /// Nothing outside of it is named: no map, no helper.
+    local: bool,
+    looks_at_registers: bool,
+    may_replace: bool,
     /// The maps its code points into.
     pub maps: Vec<Arc<MapHandle>>,
     /// What its tool takes the task to look like, if it asks for the task.
@@ -40,6 +46,11 @@ pub struct Program {
 unsafe impl Send for Program {}
 // SAFETY: as above.
 unsafe impl Sync for Program {}
+
+/// Helpers that read the thread's registers without being given the context: get_task_stack, task_pt_regs.
+const READ_REGISTERS: [u32; 2] = [141, 175];
+/// Helper override_return.
+const OVERRIDE_RETURN: u32 = 58;
 
 /// A compiled BPF function or helper.
 pub type Func = unsafe extern "C" fn(u64, u64, u64, u64, u64, *mut Run) -> u64;
@@ -64,7 +75,7 @@ impl Resolve for Constants<'_> {
 impl Program {
     /// Links the image in `bytes` with `maps` (in the order of the image's map indices).
     pub fn link(bytes: &[u8], maps: Vec<Arc<MapHandle>>) -> Result<Self, LinkFailure> {
-        let image = Image::parse(bytes)?;
+        let image = ImageRef::parse(bytes)?;
         let len = image.code_len().max(1).next_multiple_of(4096);
         let memory = |errno| LinkFailure::Memory { bytes: len, errno };
         // SAFETY: fresh anonymous memory.
@@ -72,7 +83,26 @@ impl Program {
             let rw = ProtFlags::READ | ProtFlags::WRITE;
             mm::mmap_anonymous(std::ptr::null_mut(), len, rw, MapFlags::PRIVATE).map_err(memory)?
         };
-        let program = Self { base: base.cast(), len, entry: image.entry_offset(), maps, task: None };
+        let needs = image.needs();
+        let mut symbols = image.relocs().map(|r| r.symbol);
+        let local = !needs.calls && symbols.all(|s| s == Symbol::Code);
+        let mut symbols = image.relocs().map(|r| r.symbol);
+        let by_helper = symbols.any(|s| matches!(s, Symbol::Helper(id) if READ_REGISTERS.contains(&id)));
+        let looks_at_registers = by_helper || !needs.ignores_ctx();
+        let mut symbols = image.relocs().map(|r| r.symbol);
+        let may_replace = symbols.any(|s| s == Symbol::Helper(OVERRIDE_RETURN));
+        let entry = image.entry_offset();
+        let program = Self {
+            base: base.cast(),
+            len,
+            entry,
+            needs,
+            local,
+            looks_at_registers,
+            may_replace,
+            maps,
+            task: None,
+        };
         // SAFETY: base..len was mapped above, writable, and nobody else knows it.
         let code = unsafe { std::slice::from_raw_parts_mut(program.base, len) };
         image.link(&mut code[..image.code_len()], base as u64, &Constants(&program.maps))?;
@@ -86,6 +116,26 @@ impl Program {
     pub fn with_task(mut self, task: Option<Arc<Layout>>) -> Self {
         self.task = task;
         self
+    }
+
+    /// What its code needs from whoever runs it.
+    pub fn needs(&self) -> Needs {
+        self.needs
+    }
+
+    /// Whether the program's own code is all that it can reach.
+    pub fn is_local(&self) -> bool {
+        self.local
+    }
+
+    /// Whether the program, or a helper for it, may read the registers of the event.
+    pub fn looks_at_registers(&self) -> bool {
+        self.looks_at_registers
+    }
+
+    /// Whether the program may give a result in the probed function's place.
+    pub fn may_replace(&self) -> bool {
+        self.may_replace
     }
 
     /// The program's entry.

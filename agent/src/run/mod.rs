@@ -13,6 +13,7 @@ pub mod shadow;
 pub mod stack;
 
 use crate::arch::PtRegs;
+use crate::arch::frame::Kept;
 use bpftime_shm::ring::LockId;
 use bpftime_shm::session::page::{OwnerWord, Page};
 use bpftime_shm::{Map, RingBuf};
@@ -28,24 +29,29 @@ pub const FUEL: i64 = 1 << 24;
 
 /// What caused a run: the same for all programs of one event.
 #[repr(C)]
-#[derive(Debug)]
 pub struct Hit {
     /// What the programs get as their context.
     pub ctx: u64,
     /// The thread's registers; null for an event of the tool's own.
     pub regs: *const PtRegs,
-    /// Address of the probed instruction, or of the function for a return probe.
-    pub func_ip: u64,
-    /// Whether `regs` are those at the first instruction of a function that has no frame yet.
-    pub at_entry: bool,
+    /// Where the vector registers go before anything may write them; null: they are saved.
+    pub(crate) vectors: *mut Kept,
+    /// End of the list being run: arch/x86_64/runner.rs.
+    pub(crate) end: *const enter::Entry,
     /// Whether a program has given the result in the function's place.
     pub replaced: Cell<Override>,
 }
 
 impl Hit {
-    /// An event that is no probe.
+    /// An event that is no probe, with the vector registers saved.
     pub fn event(ctx: u64, regs: *const PtRegs) -> Self {
-        Self { ctx, regs, func_ip: 0, at_entry: false, replaced: Cell::new(Override::Refused) }
+        let (vectors, end) = (std::ptr::null_mut(), std::ptr::null());
+        Self { ctx, regs, vectors, end, replaced: Cell::new(Override::Refused) }
+    }
+
+    /// A probe, with the vector registers saved. Where replacing is not refused, the thunk takes the result from `regs`.
+    pub fn probe(regs: *mut PtRegs, replaced: Override) -> Self {
+        Self { replaced: Cell::new(replaced), ..Self::event(regs as u64, regs) }
     }
 }
 
@@ -53,8 +59,8 @@ impl Hit {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Override {
-    /// No function is about to run.
-    Refused,
+    /// No function is about to run. 0: the assembly of the probe path allows nothing else.
+    Refused = 0,
     /// A function is about to run.
     Allowed,
     /// It will not.
@@ -74,6 +80,10 @@ pub struct Bound {
     pub program: *const image::Program,
     /// The cookie of the link.
     pub cookie: u64,
+    /// Address of the probed instruction, or of the function for a return probe; 0 for other events.
+    pub func_ip: u64,
+    /// Whether the registers are those at the first instruction of a function that has no frame yet.
+    pub at_entry: bool,
 }
 
 /// One run of a program: the hidden last argument of every compiled function and helper.
@@ -83,8 +93,8 @@ pub struct Bound {
 pub struct Run {
     /// What compiled code reads by itself: fuel, ids, cookie, function, CPU slot. Therefore first.
     pub header: RunHeader,
-    bound: *const Bound,
-    hit: *const Hit,
+    pub(crate) bound: *const Bound,
+    pub(crate) hit: *const Hit,
     /// This thread, for locks in shared memory.
     pub owner: OwnerWord,
     /// Whether user memory may be read by a guarded load; asked once per run.
@@ -154,15 +164,15 @@ impl Run {
         unsafe { (*hit.regs.cast_mut()).ax = value };
         true
     }
-    /// See [`Hit::at_entry`].
+    /// See [`Bound::at_entry`].
     pub fn at_entry(&self) -> bool {
-        self.hit().at_entry
+        self.bound().at_entry
     }
 }
 
 /// The tail calls of a run.
 pub struct TailCalls {
-    count: u32,
+    pub(crate) count: u32,
     programs: [MaybeUninit<*const image::Program>; MAX_TAIL_CALLS as usize],
 }
 

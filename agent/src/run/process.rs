@@ -8,7 +8,7 @@ use crate::hook::ThreadBlock;
 use rustix::mm::{self, Advice, MapFlags, ProtFlags};
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, Ordering};
 
-static PID_PAGE: AtomicPtr<AtomicU32> = AtomicPtr::new(std::ptr::null_mut());
+pub(crate) static PID_PAGE: AtomicPtr<AtomicU32> = AtomicPtr::new(std::ptr::null_mut());
 
 /// Maps the page. Call once, before the first probe can run.
 pub fn init() -> Result<(), rustix::io::Errno> {
@@ -37,7 +37,7 @@ pub fn refresh() {
 
 /// This process was forked by a bare system call: it has its parent's probes and no control thread of its own, so
 /// nobody tells it when a link goes.
-static ORPHAN: AtomicBool = AtomicBool::new(false);
+pub(crate) static ORPHAN: AtomicBool = AtomicBool::new(false);
 
 /// Whether links have to be looked up in the session's page before each run.
 #[inline]
@@ -164,7 +164,12 @@ fn cpu_and_node() -> u32 {
 }
 
 const NO_RSEQ: u32 = u32::MAX;
-static RSEQ_CPU_OFFSET: AtomicU32 = AtomicU32::new(NO_RSEQ);
+pub(crate) static RSEQ_CPU_OFFSET: AtomicU32 = AtomicU32::new(NO_RSEQ);
+
+/// Whether the assembly in arch/x86_64/runner.rs finds pid and CPU.
+pub fn is_known() -> bool {
+    !PID_PAGE.load(Ordering::Acquire).is_null() && RSEQ_CPU_OFFSET.load(Ordering::Relaxed) != NO_RSEQ
+}
 
 /// Tells where glibc keeps `struct rseq`, relative to the thread pointer (`__rseq_offset`).
 pub fn set_rseq_offset(offset: isize) {

@@ -14,7 +14,7 @@ mod actions;
 mod chain;
 mod ranges;
 
-use crate::arch::{copy, sys};
+use crate::arch::{copy, guarded, sys};
 use crate::hook::{self, ThreadBlock};
 use crate::sample;
 use crate::syscalls::dispatch;
@@ -143,7 +143,6 @@ pub fn read_seccomp() {
 
 const RIP: usize = libc::REG_RIP as usize;
 const RSP: usize = libc::REG_RSP as usize;
-const EFL: usize = libc::REG_EFL as usize;
 /// si_code of an int3 (and of a general protection fault): sent by the kernel, no address.
 const SI_KERNEL: i32 = 0x80;
 
@@ -214,19 +213,13 @@ unsafe extern "C-unwind" fn on_sys(sig: i32, info: *mut libc::siginfo_t, uc: *mu
 
 /// Ends the guarded run that faulted, if this fault is one's.
 fn abandon_run(rip: usize, regs: &mut [i64; 23]) -> bool {
-    // SAFETY: the record lives on the stack of the run it describes, which is below us.
-    let Some(recover) = ThreadBlock::existing().and_then(|b| unsafe { b.recover.load(Relaxed).as_ref() })
-    else {
-        return false;
+    let Some(block) = ThreadBlock::existing() else { return false };
+    // SAFETY: the thread's own block.
+    let to = unsafe {
+        guarded::resume(block.recover.load(Relaxed), ranges::contains(rip), || ranges::in_library(rip))
     };
-    let rsp = recover.rsp.load(Relaxed);
-    let in_program = ranges::contains(rip) || (recover.helper.load(Relaxed) != 0 && ranges::in_library(rip));
-    if rsp == 0 || !in_program {
-        return false;
-    }
-    recover.helper.store(0, Relaxed);
+    let Some((rsp, rip)) = to else { return false };
     regs[RSP] = rsp as i64;
-    regs[RIP] = recover.rip.load(Relaxed) as i64;
-    regs[EFL] &= !0x400;
+    regs[RIP] = rip as i64;
     true
 }

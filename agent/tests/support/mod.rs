@@ -1,6 +1,8 @@
 //! What the hook tests share: the one engine, counting callbacks, and C functions built on the spot.
 #![allow(dead_code)]
 
+pub mod programs;
+
 use bpftime_agent::arch::PtRegs;
 use bpftime_agent::hook::{Callbacks, Detached, Engine, Form, Site, Want};
 use std::ffi::{CStr, CString};

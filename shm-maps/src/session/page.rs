@@ -47,6 +47,9 @@ struct Slot {
     rest: [u64; 7],
 }
 
+/// From one slot's word to the next, in bytes.
+pub const SLOT_STRIDE: usize = size_of::<Slot>();
+
 const _: () = assert!(size_of::<Header>() == 64 && size_of::<WakeLine>() == 64 && size_of::<Slot>() == 64);
 
 /// Who owns a lock or a slot in shared memory: the process's index in the session (never 0) and the thread.
@@ -234,6 +237,12 @@ impl Page {
     #[inline]
     pub fn slots(&self) -> u32 {
         self.slots
+    }
+
+    /// The word of slot 0, for assembly that does what [`Page::acquire`] does when the slot is free: an exchange of 0
+    /// for the [`OwnerWord`], and [`Page::release`].
+    pub fn slot_words(&self) -> *const AtomicU64 {
+        &self.slot(0).owner
     }
 
     /// Takes a CPU slot for `me`, preferably `cpu`'s own. `None` after a bounded wait, which [`Page::missed`] counts.

@@ -1,4 +1,4 @@
-//! Where every thunk lands: saves the machine, calls the engine, restores the machine.
+//! Where every thunk lands: saves the machine, runs what is wanted, restores the machine.
 //!
 //! A thunk (hook/thunk.rs) arrives with a call, so that the return predictor stays balanced:
 //!
@@ -7,160 +7,301 @@
 //!   sp-128  the red zone, not touched
 //!   sp-136  site pointer      <- overwritten with the address the thunk resumes at (`jmp [rsp]`)
 //!   sp-144  return address into the thunk
-//!   sp-312  PtRegs (168 bytes)
-//!   ...     xmm0-15, 16-byte aligned
+//!   sp-312  PtRegs, and so on: frame.rs
 //! ```
+//! What usually happens at a probe is done here, on few registers and without touching a vector register: run the
+//! site's list (runner.rs), take a return slot. Anything unusual goes the long way: all is saved, and `on_entry` is
+//! called.
+//!
 //! The unwind information makes the probed instruction the caller, like a signal frame: a debugger that stops in
 //! a helper shows the target's stack.
 
+use super::frame::{self, fill_registers, restore_flags, restore_scratch, save_scratch};
 use super::stubs;
 use crate::hook::{self, ThreadBlock};
+use crate::run::Hit;
+use crate::run::enter::Direct;
 use std::arch::global_asm;
 use std::mem::offset_of;
 
-// Two variants: status flags cost about 1 ns to restore and are mostly dead where a probe sits (flow.rs decides).
-macro_rules! entry_common {
-    ($name:literal, $flags:literal, $call:path) => {
-        global_asm!(
-            ".pushsection .text.bpft_entry,\"ax\",@progbits",
-            ".p2align 6",
-            concat!(".globl ", $name),
-            concat!(".hidden ", $name),
-            concat!(".type ", $name, ",@function"),
-            concat!($name, ":"),
-            ".cfi_startproc",
-            ".cfi_signal_frame",
-            ".cfi_def_cfa rsp, 144",
+/// Begins a routine that thunks call.
+macro_rules! begin {
+    ($name:literal) => {
+        concat!(
+            ".pushsection .text.bpft_entry,\"ax\",@progbits
+            .p2align 6
+            .globl ",
+            $name,
+            "
+            .hidden ",
+            $name,
+            "
+            .type ",
+            $name,
+            ",@function
+            ",
+            $name,
+            ":
+            .cfi_startproc
+            .cfi_signal_frame
+            .cfi_def_cfa rsp, 144
             // rip = site->addr: DW_CFA_val_expression r16: CFA, const1u 136, minus, deref, deref
-            ".cfi_escape 0x16,16,5, 0x08,136,0x1c,0x06,0x06",
-            "lea rsp, [rsp - 168]",
-            ".cfi_adjust_cfa_offset 168",
-            "mov [rsp + 80], rax",
-            "pushfq",
-            ".cfi_adjust_cfa_offset 8",
-            "pop qword ptr [rsp + 144]",
-            ".cfi_adjust_cfa_offset -8",
-            "mov [rsp], r15",
-            "mov [rsp + 8], r14",
-            "mov [rsp + 16], r13",
-            "mov [rsp + 24], r12",
-            "mov [rsp + 32], rbp",
-            "mov [rsp + 40], rbx",
-            "mov [rsp + 48], r11",
-            "mov [rsp + 56], r10",
-            "mov [rsp + 64], r9",
-            "mov [rsp + 72], r8",
-            "mov [rsp + 88], rcx",
-            "mov [rsp + 96], rdx",
-            "mov [rsp + 104], rsi",
-            "mov [rsp + 112], rdi",
-            "mov rdi, [rsp + 176]",
-            "mov qword ptr [rsp + 120], -1",
-            "mov rax, [rdi]",
-            "mov [rsp + 128], rax",
-            ".cfi_offset rip, -184",
-            "mov qword ptr [rsp + 136], 0x33",
-            "lea rax, [rsp + 312]",
-            "mov [rsp + 152], rax",
-            "mov qword ptr [rsp + 160], 0x2b",
-            "mov rbp, rsp",
-            ".cfi_def_cfa_register rbp",
-            ".cfi_offset rbp, -280",
-            "mov rsi, rsp",
-            "sub rsp, 256",
-            "and rsp, -16",
-            "movaps [rsp], xmm0",
-            "movaps [rsp + 16], xmm1",
-            "movaps [rsp + 32], xmm2",
-            "movaps [rsp + 48], xmm3",
-            "movaps [rsp + 64], xmm4",
-            "movaps [rsp + 80], xmm5",
-            "movaps [rsp + 96], xmm6",
-            "movaps [rsp + 112], xmm7",
-            "movaps [rsp + 128], xmm8",
-            "movaps [rsp + 144], xmm9",
-            "movaps [rsp + 160], xmm10",
-            "movaps [rsp + 176], xmm11",
-            "movaps [rsp + 192], xmm12",
-            "movaps [rsp + 208], xmm13",
-            "movaps [rsp + 224], xmm14",
-            "movaps [rsp + 240], xmm15",
-            "test byte ptr [rbp + 145], 4", // DF: set only in hand-written code; cld is slow
-            "jz 1f",
-            "cld",
-            "1:",
-            "call {on_entry}",
-            "mov [rbp + 176], rax",
-            "movaps xmm0, [rsp]",
-            "movaps xmm1, [rsp + 16]",
-            "movaps xmm2, [rsp + 32]",
-            "movaps xmm3, [rsp + 48]",
-            "movaps xmm4, [rsp + 64]",
-            "movaps xmm5, [rsp + 80]",
-            "movaps xmm6, [rsp + 96]",
-            "movaps xmm7, [rsp + 112]",
-            "movaps xmm8, [rsp + 128]",
-            "movaps xmm9, [rsp + 144]",
-            "movaps xmm10, [rsp + 160]",
-            "movaps xmm11, [rsp + 176]",
-            "movaps xmm12, [rsp + 192]",
-            "movaps xmm13, [rsp + 208]",
-            "movaps xmm14, [rsp + 224]",
-            "movaps xmm15, [rsp + 240]",
-            "mov rsp, rbp",
-            ".cfi_def_cfa_register rsp",
-            "test byte ptr [rsp + 145], 4",
+            .cfi_escape 0x16,16,5, 0x08,136,0x1c,0x06,0x06"
+        )
+    };
+}
+
+macro_rules! end {
+    ($name:literal) => {
+        concat!(".cfi_endproc\n.size ", $name, ",.-", $name, "\n.popsection")
+    };
+}
+
+/// The thread's block into a register; 0 in a thread that has none yet.
+macro_rules! thread_block {
+    ($reg:literal) => {
+        concat!(
+            "mov ",
+            $reg,
+            ", qword ptr [rip + bpft_tls_block@GOTTPOFF]\nmov ",
+            $reg,
+            ", qword ptr fs:[",
+            $reg,
+            "]"
+        )
+    };
+}
+
+/// The site's address into PtRegs::ip, where unwinders find it from then on; the site stays in rax. Clobbers rdx.
+macro_rules! site_and_ip {
+    () => {
+        "mov rax, [rbp + 176]
+        mov rdx, [rax]
+        mov [rbp + 128], rdx
+        .cfi_offset rip, -184"
+    };
+}
+
+/// Everything is saved, then `{call}`(site, regs) says where the thunk goes on.
+macro_rules! long_way {
+    () => {
+        concat!(
+            fill_registers!(),
+            "
+        lea rsp, [rbp - {below}]
+        and rsp, -16
+        mov r10, rsp
+        call bpft_keep
+        mov rdi, [rbp + 176]
+        mov rsi, rbp
+        call {call}
+        mov [rbp + 176], rax
+        mov r10, rsp
+        call bpft_give_back"
+        )
+    };
+}
+
+/// What `hook::returns::push` does in the usual case: the block is in rcx; the words with the site, the return
+/// address and the one below that are named. Jumps to 9 when it cannot, with nothing changed; clobbers rax, rdx, rsi
+/// and rdi.
+macro_rules! push_return {
+    ($site:literal, $ra:literal, $below:literal) => {
+        concat!(
+            "mov rdx, [rcx + {cursor}]
+        mov esi, edx
+        shr rdx, 32
+        cmp esi, {run} // full, or no run yet
+        jae 9f
+        mov eax, edx
+        shl eax, {run_shift}
+        add eax, esi
+        lea rax, [rax + rax*4]
+        shl rax, 3 // the slot's offset, and the stub's
+        lea rdi, [rip + bpft_slots]
+        add rdi, rax
+        test esi, esi
+        jz 2f
+        lea rsi, ",
+            $ra,
+            "
+        cmp [rdi - {stride} + {sp}], rsi // the newest slot is of a caller?
+        ja 3f
+        jmp 9f
+        2: // the first slot of a run: of the first run?
+        cmp rdx, [rcx + {first_run}]
+        jne 9f
+        3:
+        mov rdx, rax
+        lea rsi, [rip + bpft_stubs]
+        mov rax, ",
+            $ra,
+            "
+        sub rax, rsi
+        cmp rax, {pool} // tail-called by a probed function?
+        jb 9f
+        add rsi, rdx // the stub
+        xor eax, eax
+        mov rdx, -1
+        cmpxchg [rdi + {sp}], rdx
+        jne 9f
+        inc qword ptr [rcx + {cursor}]
+        mov rax, ",
+            $site,
+            "
+        mov [rdi + {site}], rax
+        mov rax, [rax + {thunk}]
+        lea rcx, [rax + {copy}]
+        mov [rdi + {target}], rcx
+        add rax, {leave}
+        mov ",
+            $site,
+            ", rax
+        mov rax, ",
+            $ra,
+            "
+        mov [rdi + {ra}], rax
+        mov [rdi + {real}], rax
+        mov ",
+            $below,
+            ", rsi
+        add rsi, {ret_off}
+        mov ",
+            $ra,
+            ", rsi
+        lea rax, ",
+            $ra,
+            "
+        mov [rdi + {sp}], rax"
+        )
+    };
+}
+// idx * 40 is spelled out above
+const _: () = assert!(stubs::STRIDE == 40);
+
+// Two variants: status flags are mostly dead where a probe sits (flow.rs decides).
+macro_rules! probe_landing {
+    ($name:literal, $flags:expr) => {
+        global_asm!(
+            begin!($name),
+            save_scratch!(),
+            site_and_ip!(),
+            thread_block!("rcx"),
+            "test rcx, rcx",
+            "jz 8f",
+            "cmp qword ptr [rcx + {mute}], 0",
+            "jne 8f",
+            "inc qword ptr [rcx + {active}]", // ThreadBlock::enter
+            "mov r8, [rax + {direct}]",
+            "test r8, r8",
+            "jz 7f",
+            "test dword ptr [r8 + {needs}], {registers}",
             "jz 2f",
-            "std",
+            "mov r9, rax",
+            fill_registers!(),
+            "mov rax, r9",
             "2:",
-            concat!(".if ", $flags),
-            // OF, then the rest: 0x80 + 0x80 overflows, 0 + 0 does not; sahf leaves OF alone. popfq costs 3.5 ns.
-            "mov al, [rsp + 145]",
-            "and al, 8",
-            "shl al, 4",
-            "add al, al",
-            "mov ah, [rsp + 144]",
-            "sahf",
-            ".endif",
-            "mov rax, [rsp + 80]",
-            "mov rcx, [rsp + 88]",
-            "mov rdx, [rsp + 96]",
-            "mov rsi, [rsp + 104]",
-            "mov rdi, [rsp + 112]",
-            "mov r8, [rsp + 72]",
-            "mov r9, [rsp + 64]",
-            "mov r10, [rsp + 56]",
-            "mov r11, [rsp + 48]",
-            // rbx and r12-r15 are callee-saved: the engine handed them back. rbp was ours.
-            "mov rbp, [rsp + 32]",
-            ".cfi_restore rbp",
-            "lea rsp, [rsp + 168]",
-            ".cfi_adjust_cfa_offset -168",
+            "lea rsp, [rbp - {below}]",
+            "and rsp, -16",
+            "lea rdx, [rsp + {hit}]",
+            "mov [rdx + {vectors}], rsp",
+            "mov [rdx + {ctx}], rbp",
+            "mov [rdx + {regs}], rbp",
+            "mov byte ptr [rdx + {replaced}], 0",
+            "mov rdi, [r8 + {first}]",
+            "mov rsi, [r8 + {last}]",
+            "call bpft_run", // block in rcx
+            thread_block!("rcx"),
+            "mov rax, [rcx + {active}]", // ThreadBlock::leave
+            "lea rdx, [rax - 1]",
+            "lea rsi, [rax + 0xffff]",
+            "cmp ax, 1",
+            "cmove rdx, rsi",
+            "mov [rcx + {active}], rdx",
+            "mov rax, [rbp + 176]",
+            "test byte ptr [rax + {want}], {only_return}",
+            "jnz 4f",
+            "mov rdx, [rax + {thunk}]",
+            "add rdx, {go_on}",
+            "mov [rbp + 176], rdx",
+            "5:",
+            "cmp qword ptr [rsp + {kept}], 0",
+            "je 6f",
+            "55:",
+            $flags,
+            restore_scratch!(),
             "ret",
-            ".cfi_endproc",
-            concat!(".size ", $name, ",.-", $name),
-            ".popsection",
-            on_entry = sym $call,
+            ".cfi_def_cfa rbp, 312",
+            ".cfi_offset rbp, -280",
+            "6:",
+            "mov r10, rsp",
+            "call bpft_give_back",
+            "jmp 55b",
+            "4:",
+            push_return!("[rbp + 176]", "[rbp + 312]", "[rbp + 304]"),
+            "jmp 5b",
+            "9:", // no slot that easily
+            "cmp qword ptr [rsp + {kept}], 0",
+            "je 3f",
+            "mov r10, rsp",
+            "call bpft_keep",
+            "3:",
+            "mov rdi, [rbp + 176]",
+            "lea rsi, [rbp + 312]",
+            "call {by_stub}",
+            "mov [rbp + 176], rax",
+            "jmp 6b",
+            "7:",
+            "dec qword ptr [rcx + {active}]",
+            "8:",
+            long_way!(),
+            "jmp 55b",
+            end!($name),
+            call = sym hook::on_entry,
+            by_stub = sym hook::by_stub,
+            below = const frame::BELOW,
+            kept = const frame::VECTORS,
+            hit = const frame::HIT,
+            sp_after = const 312,
+            vectors = const offset_of!(Hit, vectors),
+            ctx = const offset_of!(Hit, ctx),
+            regs = const offset_of!(Hit, regs),
+            replaced = const offset_of!(Hit, replaced),
+            direct = const hook::DIRECT_OFFSET,
+            needs = const offset_of!(Direct, entry.needs),
+            registers = const Direct::REGISTERS,
+            first = const offset_of!(Direct, entry.first),
+            last = const offset_of!(Direct, entry.end),
+            active = const offset_of!(ThreadBlock, active),
+            mute = const offset_of!(ThreadBlock, mute),
+            want = const hook::WANT_OFFSET,
+            only_return = const hook::RETURN_ONLY,
+            thunk = const hook::THUNK_OFFSET,
+            go_on = const hook::GO_ON,
+            leave = const hook::LEAVE,
+            copy = const hook::COPY,
+            cursor = const hook::CURSOR_OFFSET,
+            first_run = const hook::FIRST_RUN_OFFSET,
+            run = const hook::RUN,
+            run_shift = const hook::RUN.ilog2(),
+            stride = const stubs::STRIDE,
+            pool = const stubs::STUBS * stubs::STRIDE,
+            ret_off = const stubs::RET_OFF,
+            target = const offset_of!(stubs::Slot, target),
+            ra = const offset_of!(stubs::Slot, ra),
+            real = const offset_of!(stubs::Slot, real),
+            site = const offset_of!(stubs::Slot, site),
+            sp = const offset_of!(stubs::Slot, sp),
         );
     };
 }
 
-entry_common!("bpft_entry_common", "0", crate::hook::on_entry);
-entry_common!("bpft_entry_common_flags", "1", crate::hook::on_entry);
+probe_landing!("bpft_entry_common", "");
+probe_landing!("bpft_entry_common_flags", restore_flags!());
 
-// For sites with a return probe only: nobody will look at the registers, so this does what hook::returns::push does in
-// the usual case, with five of them. Anything unusual goes the long way.
+// For sites with a return probe only: nobody will look at the registers, so this saves five of them.
 global_asm!(
-    ".pushsection .text.bpft_entry,\"ax\",@progbits",
-    ".p2align 6",
-    ".globl bpft_entry_return",
-    ".hidden bpft_entry_return",
-    ".type bpft_entry_return,@function",
-    "bpft_entry_return:",
-    ".cfi_startproc",
-    ".cfi_signal_frame",
-    ".cfi_def_cfa rsp, 144",
-    ".cfi_escape 0x16,16,5, 0x08,136,0x1c,0x06,0x06",
+    begin!("bpft_entry_return"),
     "lea rsp, [rsp - 48]",
     ".cfi_adjust_cfa_offset 48",
     "mov [rsp], rax",
@@ -174,61 +315,12 @@ global_asm!(
     "mov rax, [rsp + 56]",
     "cmp dword ptr [rax + {want}], {only_return}",
     "jne 9f",
-    "mov rcx, qword ptr [rip + bpft_tls_block@GOTTPOFF]",
-    "mov rcx, qword ptr fs:[rcx]",
+    thread_block!("rcx"),
     "test rcx, rcx",
     "jz 9f",
     "cmp qword ptr [rcx + {mute}], 0",
     "jne 9f",
-    "mov rdx, [rcx + {cursor}]",
-    "mov esi, edx",
-    "shr rdx, 32",
-    "cmp esi, {run}", // full, or no run yet
-    "jae 9f",
-    "mov eax, edx",
-    "shl eax, {run_shift}",
-    "add eax, esi",
-    "lea rax, [rax + rax*4]",
-    "shl rax, 3", // the slot's offset, and the stub's
-    "lea rdi, [rip + bpft_slots]",
-    "add rdi, rax",
-    "test esi, esi",
-    "jz 2f",
-    "lea rsi, [rsp + 192]",
-    "cmp [rdi - {stride} + {sp}], rsi", // the newest slot is of a caller?
-    "ja 3f",
-    "jmp 9f",
-    "2:", // the first slot of a run: of the first run?
-    "cmp rdx, [rcx + {first_run}]",
-    "jne 9f",
-    "3:",
-    "mov rdx, rax",
-    "lea rsi, [rip + bpft_stubs]",
-    "mov rax, [rsp + 192]",
-    "sub rax, rsi",
-    "cmp rax, {pool}", // tail-called by a probed function?
-    "jb 9f",
-    "add rsi, rdx", // the stub
-    "xor eax, eax",
-    "mov rdx, -1",
-    "cmpxchg [rdi + {sp}], rdx",
-    "jne 9f",
-    "inc qword ptr [rcx + {cursor}]",
-    "mov rax, [rsp + 56]",
-    "mov [rdi + {site}], rax",
-    "mov rax, [rax + {thunk}]",
-    "lea rcx, [rax + {copy}]",
-    "mov [rdi + {target}], rcx",
-    "add rax, {leave}",
-    "mov [rsp + 56], rax",
-    "mov rax, [rsp + 192]",
-    "mov [rdi + {ra}], rax",
-    "mov [rdi + {real}], rax",
-    "mov [rsp + 184], rsi",
-    "add rsi, {ret_off}",
-    "mov [rsp + 192], rsi",
-    "lea rax, [rsp + 192]",
-    "mov [rdi + {sp}], rax",
+    push_return!("[rsp + 56]", "[rsp + 192]", "[rsp + 184]"),
     "mov rax, [rsp + 40]",
     "add al, 0x7f", // OF; sahf leaves it alone
     "sahf",
@@ -241,7 +333,7 @@ global_asm!(
     "ret",
     "9:",
     "mov rax, [rsp + 40]",
-    "add al, 0x7f", // OF; sahf leaves it alone
+    "add al, 0x7f",
     "sahf",
     "mov rax, [rsp]",
     "mov rcx, [rsp + 8]",
@@ -250,9 +342,7 @@ global_asm!(
     "mov rdi, [rsp + 32]",
     "lea rsp, [rsp + 48]",
     "jmp bpft_entry_common_flags",
-    ".cfi_endproc",
-    ".size bpft_entry_return,.-bpft_entry_return",
-    ".popsection",
+    end!("bpft_entry_return"),
     want = const hook::WANT_OFFSET,
     only_return = const hook::RETURN_ONLY,
     thunk = const hook::THUNK_OFFSET,
@@ -272,8 +362,6 @@ global_asm!(
     site = const offset_of!(stubs::Slot, site),
     sp = const offset_of!(stubs::Slot, sp),
 );
-// idx * 40 is spelled out above
-const _: () = assert!(stubs::STRIDE == 40);
 
 unsafe extern "C" {
     fn bpft_entry_common();
@@ -291,3 +379,5 @@ pub(crate) fn landing(flags: bool, only_return: bool) -> usize {
     };
     f as unsafe extern "C" fn() as usize
 }
+
+pub(super) use thread_block;

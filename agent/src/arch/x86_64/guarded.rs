@@ -1,7 +1,7 @@
 //! Running linked BPF code so that a fault in it ends the run, not the process.
 
 use std::arch::global_asm;
-use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 /// Where a faulting run resumes. Lives on the stack of the run; the thread block points to it.
 #[repr(C)]
@@ -13,6 +13,37 @@ pub struct Recover {
     /// Not 0 while a helper runs that may be abandoned at any instruction: then a fault whose rip is in this
     /// library counts as the program's.
     pub helper: AtomicUsize,
+}
+
+/// Added to the address of `bpft_run`'s frame, where the thread block points while it runs programs: as good as a
+/// [`Recover`], and nothing has to be written for it.
+pub const LIST: usize = 1;
+
+unsafe extern "C" {
+    fn bpft_run_faulted();
+}
+
+/// Where a thread goes on whose guarded run faulted: rsp and rip. `current` is what its block points to; `None` if
+/// there is no run to end.
+///
+/// # Safety
+/// Called for the thread's own block: what it points to is on its stack.
+pub unsafe fn resume(
+    current: *const Recover,
+    in_program: bool,
+    in_library: impl Fn() -> bool,
+) -> Option<(usize, usize)> {
+    if current as usize & LIST != 0 {
+        return in_program.then_some((current as usize - LIST, bpft_run_faulted as *const () as usize));
+    }
+    // SAFETY: null or a record, by the caller's promise.
+    let recover = unsafe { current.as_ref() }?;
+    let rsp = recover.rsp.load(Relaxed);
+    if rsp == 0 || !(in_program || recover.helper.load(Relaxed) != 0 && in_library()) {
+        return None;
+    }
+    recover.helper.store(0, Relaxed);
+    Some((rsp, recover.rip.load(Relaxed)))
 }
 
 impl Recover {

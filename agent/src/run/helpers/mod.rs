@@ -80,13 +80,34 @@ macro_rules! helper {
     (@pad [$($m:tt)*] $name:ident $run:ident $body:block [] [] $a:ident $b:ident $c:ident $d:ident $e:ident) => {
         $($m)*
         ///
+        /// Saves the vector registers first, unless a helper of the same hit has done so.
+        ///
         /// # Safety
         /// Called by compiled BPF code with arguments its verifier accepted and the run they belong to.
-        #[allow(unused_variables)] // a helper need not look at all its arguments, nor at the run
+        #[unsafe(naked)]
         pub unsafe extern "C" fn $name($a: u64, $b: u64, $c: u64, $d: u64, $e: u64, run: *mut Run) -> u64 {
-            // SAFETY: the run is alive and not otherwise borrowed while a helper of it executes.
-            let $run = unsafe { &mut *run };
-            $body
+            /// # Safety
+            /// As above.
+            #[allow(unused_variables)] // a helper need not look at all its arguments, nor at the run
+            unsafe extern "C" fn body($a: u64, $b: u64, $c: u64, $d: u64, $e: u64, run: *mut Run) -> u64 {
+                // SAFETY: the run is alive and not otherwise borrowed while a helper of it executes.
+                let $run = unsafe { &mut *run };
+                $body
+            }
+            std::arch::naked_asm!(
+                "mov r11, [r9 + {hit}]",
+                "mov r10, [r11 + {vectors}]",
+                "test r10, r10",
+                "jnz 2f",
+                "jmp {body}",
+                "2:",
+                "mov qword ptr [r11 + {vectors}], 0",
+                "call bpft_keep",
+                "jmp {body}",
+                hit = const std::mem::offset_of!(Run, hit),
+                vectors = const std::mem::offset_of!(crate::run::Hit, vectors),
+                body = sym body,
+            )
         }
     };
 }

@@ -1,0 +1,194 @@
+//! What the routines that thunks call have in common: saving registers, and giving them back.
+//!
+//! ```text
+//!   rbp + 0     PtRegs (168 bytes)
+//!   rbp - 8     status flags: lahf's byte in bits 8-15, OF in bits 0-7
+//!   rsp         Kept: vector registers, direction flag; then a Hit. 16-byte aligned
+//! ```
+//! The registers that calls preserve, and the words of PtRegs that are the same everywhere, are written only where
+//! somebody may look at them.
+
+use crate::run::Hit;
+use std::arch::global_asm;
+
+/// Vector registers, saved by whoever is about to change one: most programs call helpers of ours that might, but
+/// many hits end before.
+#[repr(C, align(16))]
+pub struct Kept {
+    xmm: [[u64; 2]; 16],
+    /// Whether the direction flag was set.
+    backwards: u64,
+    pad: u64,
+}
+
+/// What a hit needs on the stack besides PtRegs.
+#[repr(C)]
+pub(super) struct Below {
+    pub kept: Kept,
+    pub hit: Hit,
+}
+
+/// From rbp down to where it may begin: the flags are in between.
+pub(super) const BELOW: usize = size_of::<Below>() + 16;
+const _: () = assert!(size_of::<Below>().is_multiple_of(16));
+/// Offset of the hit in [`Below`].
+pub(super) const HIT: usize = std::mem::offset_of!(Below, hit);
+/// Offset of [`Hit::vectors`] in [`Below`]: null once they are in [`Below::kept`].
+pub(super) const VECTORS: usize = HIT + std::mem::offset_of!(Hit, vectors);
+
+/// Makes room for PtRegs, saves what calls clobber, and points rbp to it.
+macro_rules! save_scratch {
+    () => {
+        "lea rsp, [rsp - 176]
+        .cfi_adjust_cfa_offset 176
+        mov [rsp + 88], rax
+        lahf
+        seto al
+        mov [rsp], rax
+        mov [rsp + 56], r11
+        mov [rsp + 64], r10
+        mov [rsp + 72], r9
+        mov [rsp + 80], r8
+        mov [rsp + 96], rcx
+        mov [rsp + 104], rdx
+        mov [rsp + 112], rsi
+        mov [rsp + 120], rdi
+        mov [rsp + 40], rbp
+        .cfi_rel_offset rbp, 40
+        lea rbp, [rsp + 8]
+        .cfi_adjust_cfa_offset -8
+        .cfi_def_cfa_register rbp"
+    };
+}
+
+/// The words of PtRegs that `save_scratch` leaves out, but ip; sp is `{sp_after}` above. Clobbers rax and rdx.
+macro_rules! fill_registers {
+    () => {
+        "mov [rbp], r15
+        mov [rbp + 8], r14
+        mov [rbp + 16], r13
+        mov [rbp + 24], r12
+        mov [rbp + 40], rbx
+        mov qword ptr [rbp + 120], -1
+        mov qword ptr [rbp + 136], 0x33
+        mov qword ptr [rbp + 160], 0x2b
+        lea rdx, [rbp + {sp_after}]
+        mov [rbp + 152], rdx
+        pushfq
+        pop rax
+        and eax, 0x3ff72a // all but the status flags
+        movzx edx, byte ptr [rbp - 7]
+        and edx, 0xd5
+        or eax, edx
+        movzx edx, byte ptr [rbp - 8]
+        shl edx, 11
+        or eax, edx
+        mov [rbp + 144], rax"
+    };
+}
+
+/// The reverse of `save_scratch`, but for the flags.
+macro_rules! restore_scratch {
+    () => {
+        "mov rax, [rbp + 80]
+        mov rcx, [rbp + 88]
+        mov rdx, [rbp + 96]
+        mov rsi, [rbp + 104]
+        mov rdi, [rbp + 112]
+        mov r8, [rbp + 72]
+        mov r9, [rbp + 64]
+        mov r10, [rbp + 56]
+        mov r11, [rbp + 48]
+        lea rsp, [rbp + 168]
+        .cfi_def_cfa_register rsp
+        .cfi_adjust_cfa_offset -168
+        mov rbp, [rbp + 32]
+        .cfi_restore rbp"
+    };
+}
+
+/// Status flags from where `save_scratch` put them: clobbers rax. popfq would cost 3.5 ns.
+macro_rules! restore_flags {
+    () => {
+        "mov rax, [rbp - 8]
+        add al, 0x7f // OF; sahf leaves it alone
+        sahf"
+    };
+}
+
+pub(super) use {fill_registers, restore_flags, restore_scratch, save_scratch};
+
+// r10: the Kept. Both clobber r11 only.
+//
+// The direction flag is set in hand-written code only, but then our functions must not see it. Reading the flags
+// costs more than looking which way a string instruction goes.
+global_asm!(
+    ".pushsection .text.bpft_entry,\"ax\",@progbits",
+    ".p2align 4",
+    ".globl bpft_keep",
+    ".hidden bpft_keep",
+    ".type bpft_keep,@function",
+    "bpft_keep:",
+    ".cfi_startproc",
+    "movaps [r10], xmm0",
+    "movaps [r10 + 16], xmm1",
+    "movaps [r10 + 32], xmm2",
+    "movaps [r10 + 48], xmm3",
+    "movaps [r10 + 64], xmm4",
+    "movaps [r10 + 80], xmm5",
+    "movaps [r10 + 96], xmm6",
+    "movaps [r10 + 112], xmm7",
+    "movaps [r10 + 128], xmm8",
+    "movaps [r10 + 144], xmm9",
+    "movaps [r10 + 160], xmm10",
+    "movaps [r10 + 176], xmm11",
+    "movaps [r10 + 192], xmm12",
+    "movaps [r10 + 208], xmm13",
+    "movaps [r10 + 224], xmm14",
+    "movaps [r10 + 240], xmm15",
+    "mov r11, rdi",
+    "mov rdi, rsp",
+    "scasb",
+    "cmp rdi, rsp",
+    "mov rdi, r11",
+    "mov r11d, 0",
+    "ja 2f",
+    "cld",
+    "inc r11d",
+    "2:",
+    "mov [r10 + {backwards}], r11",
+    "ret",
+    ".cfi_endproc",
+    ".size bpft_keep,.-bpft_keep",
+    ".p2align 4",
+    ".globl bpft_give_back",
+    ".hidden bpft_give_back",
+    ".type bpft_give_back,@function",
+    "bpft_give_back:",
+    ".cfi_startproc",
+    "movaps xmm0, [r10]",
+    "movaps xmm1, [r10 + 16]",
+    "movaps xmm2, [r10 + 32]",
+    "movaps xmm3, [r10 + 48]",
+    "movaps xmm4, [r10 + 64]",
+    "movaps xmm5, [r10 + 80]",
+    "movaps xmm6, [r10 + 96]",
+    "movaps xmm7, [r10 + 112]",
+    "movaps xmm8, [r10 + 128]",
+    "movaps xmm9, [r10 + 144]",
+    "movaps xmm10, [r10 + 160]",
+    "movaps xmm11, [r10 + 176]",
+    "movaps xmm12, [r10 + 192]",
+    "movaps xmm13, [r10 + 208]",
+    "movaps xmm14, [r10 + 224]",
+    "movaps xmm15, [r10 + 240]",
+    "cmp byte ptr [r10 + {backwards}], 0",
+    "je 2f",
+    "std",
+    "2:",
+    "ret",
+    ".cfi_endproc",
+    ".size bpft_give_back,.-bpft_give_back",
+    ".popsection",
+    backwards = const std::mem::offset_of!(Kept, backwards),
+);
