@@ -85,6 +85,19 @@ fn only_a_functions_first_instruction_can_be_replaced() {
 }
 
 #[test]
+fn a_program_signals_the_process_it_traces() {
+    let p = Pieces::new();
+    let mut target = p.target();
+    let mut tool = p.tool("signal", &[p.first, libc::SIGUSR1 as u64], &[]);
+    assert_eq!(tool.line(), "ATTACHED 0");
+    target.say("v");
+    let f = target.finish(LIMIT);
+    assert_eq!(std::os::unix::process::ExitStatusExt::signal(&f.status), Some(libc::SIGUSR1), "{f:?}");
+    tool.signal(libc::SIGTERM);
+    assert!(tool.finish(LIMIT).status.success());
+}
+
+#[test]
 fn every_process_that_maps_the_file_is_injected_when_that_is_asked_for() {
     let p = Pieces::new();
     let mut before = p.plain();

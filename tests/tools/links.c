@@ -4,6 +4,7 @@
 //   links multi PATH FIRST STEP N [PID]    one uprobe_multi link on N functions; READY ns; on SIGTERM: COUNT n
 //   links perf PATH FIRST STEP N           the same as N perf links
 //   links override PATH OFFSET VALUE RET   bpf_override_return(VALUE) at OFFSET (RET 1: return probe); ATTACHED errno
+//   links signal PATH OFFSET SIGNAL        bpf_send_signal(SIGNAL) at OFFSET; ATTACHED errno
 //   links pulse PATH OFFSET [SEMAPHORE]    a link; for each line read COUNT n, for the line `close` it is closed first
 //   links churn N                          makes and closes N maps, programs and links; GROWTH descriptors kilobytes
 //   links full                             makes maps until no descriptor is left, closes them, does it again
@@ -262,13 +263,15 @@ static void many(int argc, char **argv, int as_multi) {
   printf("COUNT %lu\n", value(map, 0));
 }
 
-static void override(const char *path, uint64_t offset, int with, int ret) {
-  struct bpf_insn p[] = {I(0xb7, 2, 0, 0, with), I(0x85, 0, 0, 0, 58), I(0xb7, 0, 0, 0, 0), I(0x95, 0, 0, 0, 0)};
+// A helper that takes the context, or the number, and the number.
+static void change(const char *path, uint64_t offset, int helper, int with, int ret) {
+  int arg = helper == 58 ? 2 : 1;
+  struct bpf_insn p[] = {I(0xb7, arg, 0, 0, with), I(0x85, 0, 0, 0, helper), I(0xb7, 0, 0, 0, 0), I(0x95, 0, 0, 0, 0)};
   union bpf_attr a;
   memset(&a, 0, sizeof a);
   a.prog_type = BPF_PROG_TYPE_KPROBE, a.insns = (uint64_t)p, a.insn_cnt = 4, a.license = (uint64_t)"GPL";
   int prog = bpf(BPF_PROG_LOAD, &a, sizeof a), ev = uprobe_event(path, offset, ret, 0);
-  if (prog < 0 || ev < 0) die("override");
+  if (prog < 0 || ev < 0) die("change");
   result("ATTACHED", perf_link(ev, prog, 0));
   fflush(stdout);
   while (!stop) pause();
@@ -340,7 +343,8 @@ int main(int argc, char **argv) {
   if (argc > 5 && !strcmp(what, "cases")) cases(argv[2], strtoull(argv[3], 0, 0), strtoull(argv[4], 0, 0), argv[5]);
   else if (argc > 5 && !strcmp(what, "multi")) many(argc, argv, 1);
   else if (argc > 5 && !strcmp(what, "perf")) many(argc, argv, 0);
-  else if (argc > 5 && !strcmp(what, "override")) override(argv[2], strtoull(argv[3], 0, 0), atoi(argv[4]), atoi(argv[5]));
+  else if (argc > 5 && !strcmp(what, "override")) change(argv[2], strtoull(argv[3], 0, 0), 58, atoi(argv[4]), atoi(argv[5]));
+  else if (argc > 4 && !strcmp(what, "signal")) change(argv[2], strtoull(argv[3], 0, 0), 109, atoi(argv[4]), 0);
   else if (argc > 3 && !strcmp(what, "pulse")) pulse(argv[2], strtoull(argv[3], 0, 0), argc > 4 ? strtoull(argv[4], 0, 0) : 0);
   else if (argc > 2 && !strcmp(what, "churn")) churn(atoi(argv[2]));
   else if (argc > 1 && !strcmp(what, "full")) full();
