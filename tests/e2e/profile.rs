@@ -54,7 +54,7 @@ fn assert_share(got: Option<&(u64, u64)>, ms: u64, threads: u64) {
     let (n, period) = *got.unwrap_or(&(0, 0));
     assert_eq!(period, 1_000_000_000 / HZ);
     let want = ms * HZ / 1000;
-    let unseen = threads * HZ / 20;
+    let unseen = threads * HZ / 8;
     assert!(n + unseen + want / 20 >= want && n <= want + want / 20 + 2, "{n} samples of {ms} ms");
 }
 

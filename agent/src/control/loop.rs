@@ -126,16 +126,17 @@ fn sleep(wake: &OwnedFd, watch: &Watch, nap: Option<Timespec>) {
         fds.push(PollFd::new(fd, PollFlags::IN));
     }
     let timeout = nap.or_else(|| watch.timeout());
-    if !lock().as_mut().is_some_and(State::samples) {
+    let Some(mut pace) = lock().as_mut().and_then(State::samples) else {
         let _ = rustix::event::poll(&mut fds, timeout.as_ref());
         return;
-    }
+    };
     // New threads do not wake us: a look at their number in between, without a round of everything.
     let end = timeout.map(|t| Instant::now() + Duration::new(t.tv_sec as u64, t.tv_nsec as u32));
-    let glance = Timespec { tv_sec: 0, tv_nsec: crate::sample::GLANCE.as_nanos() as i64 };
-    while rustix::event::poll(&mut fds, Some(&glance)) == Ok(0) && end.is_none_or(|end| Instant::now() < end)
+    let glance = |pace: Duration| Timespec { tv_sec: 0, tv_nsec: pace.subsec_nanos().into() };
+    while rustix::event::poll(&mut fds, Some(&glance(pace))) == Ok(0)
+        && end.is_none_or(|end| Instant::now() < end)
     {
-        lock().iter_mut().for_each(State::follow_threads);
+        pace = lock().as_mut().map_or(pace, State::follow_threads);
     }
 }
 

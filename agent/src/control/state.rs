@@ -200,14 +200,17 @@ impl State {
         self.sites.upgrade() || !self.leftovers.is_empty()
     }
 
-    /// Whether [`State::follow_threads`] has to be called now and then.
-    pub fn samples(&mut self) -> bool {
-        self.sites.timers().active()
+    /// How soon [`State::follow_threads`] has to be called, while links sample.
+    pub fn samples(&mut self) -> Option<Duration> {
+        let timers = self.sites.timers();
+        timers.active().then(|| timers.pace())
     }
 
-    /// Samples threads that are new.
-    pub fn follow_threads(&mut self) {
-        self.sites.timers().follow();
+    /// Samples threads that are new; tells when to be called again.
+    pub fn follow_threads(&mut self) -> Duration {
+        let timers = self.sites.timers();
+        timers.follow();
+        timers.pace()
     }
 
     /// Whether a session is to be asked again although nothing wakes us.

@@ -14,7 +14,7 @@
 
 mod timers;
 
-pub use timers::{GLANCE, Timers};
+pub use timers::Timers;
 
 use crate::arch::PtRegs;
 use crate::hook::{ThreadBlock, original_rip};

@@ -7,10 +7,10 @@ use crate::signals;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
-/// How often new threads are looked for, by the number of threads.
-pub const GLANCE: Duration = Duration::from_millis(10);
+/// How often new threads are looked for, by the number of threads: often while it changes, less and less while not.
+const GLANCES: std::ops::RangeInclusive<Duration> = Duration::from_millis(8)..=Duration::from_millis(64);
 /// How often each thread is looked at: a number can stay the same while threads come and go.
-const LOOK: Duration = Duration::from_millis(250);
+const LOOK: Duration = Duration::from_secs(1);
 
 /// Programs and the timers that run them.
 #[derive(Default)]
@@ -24,6 +24,7 @@ pub struct Timers {
     /// Links of /proc/self/task when the threads were last listed.
     links: u64,
     looked: Option<Instant>,
+    pace: Duration,
 }
 
 impl Timers {
@@ -42,9 +43,19 @@ impl Timers {
 
     /// Follows threads that came and went. Cheap when nothing changed: one stat.
     pub fn follow(&mut self) {
-        if self.active() && (self.links != task_links() || self.looked.is_none_or(|t| t.elapsed() >= LOOK)) {
+        if !self.active() {
+            return;
+        }
+        let changed = self.links != task_links();
+        self.pace = if changed { *GLANCES.start() } else { (self.pace * 2).min(*GLANCES.end()) };
+        if changed || self.looked.is_none_or(|t| t.elapsed() >= LOOK) {
             self.look();
         }
+    }
+
+    /// When to call [`Timers::follow`] next.
+    pub fn pace(&self) -> Duration {
+        self.pace.max(*GLANCES.start())
     }
 
     /// The child side of fork: timers stay with the parent.
