@@ -47,7 +47,7 @@ impl Timers {
             return;
         }
         let changed = self.links != task_links();
-        self.pace = if changed { *GLANCES.start() } else { (self.pace * 2).min(*GLANCES.end()) };
+        self.pace = if changed { *GLANCES.start() } else { (self.pace() * 2).min(*GLANCES.end()) };
         if changed || self.looked.is_none_or(|t| t.elapsed() >= LOOK) {
             self.look();
         }
