@@ -87,6 +87,8 @@ pub enum Value {
     Parent,
     /// Address of the process's first thread.
     Leader,
+    /// What wait(2) will tell of a thread that is calling exit or exit_group.
+    ExitCode,
 }
 
 macro_rules! fields {
@@ -114,7 +116,7 @@ macro_rules! fields {
 }
 
 use Value::{
-    CgroupId, CgroupName, Comm, Egid, Euid, Gid, Leader, Nodename, NsInum, Parent, Pointer, Sgid,
+    CgroupId, CgroupName, Comm, Egid, Euid, ExitCode, Gid, Leader, Nodename, NsInum, Parent, Pointer, Sgid,
     StartBoottime, StartTime, Suid, Tgid, Tid, Uid,
 };
 
@@ -135,6 +137,7 @@ fields! {
         "thread_pid" 8 Pointer(Object::Pid);
         "cgroups" 8 Pointer(Object::CssSet);
         "mm" 8 Pointer(Object::Mm);
+        "exit_code" 4 ExitCode;
     }
     Cred "cred" {
         "uid" 4 Uid;

@@ -403,3 +403,46 @@ fn a_tls_client_talks_under_a_full_trace() {
     let counts = counts(tool);
     assert!(counts.contains_key(&("exit".into(), "openssl".into(), 42)), "connect: {counts:?}");
 }
+
+#[test]
+fn exitsnoop_tells_how_tasks_ended() {
+    let program = "/usr/sbin/exitsnoop";
+    assert!(
+        Path::new(program).exists(),
+        "{program} is not installed: scripts/test installs what the tests need"
+    );
+    let s = Scratch::new();
+    let rows = |tool: Command, mut target: Command| {
+        let tool = Running::start(tool);
+        // It says nothing when it is ready.
+        std::thread::sleep(Duration::from_millis(2500));
+        target.args(["-c", "(exit 3); /bin/true; exit 4"]);
+        assert_eq!(Running::start(target).finish(LIMIT).status.code(), Some(4));
+        std::thread::sleep(Duration::from_millis(300));
+        tool.signal(libc::SIGINT);
+        let out = tool.finish(LIMIT).stdout;
+        let row = |l: &str| {
+            let words: Vec<_> = l.split_whitespace().map(str::to_owned).collect();
+            let own = words.first().is_some_and(|w| w == "snooped" || w == "true");
+            own.then(|| (words[0].clone(), words[1] == words[3], words[5..].join(" ")))
+        };
+        let mut rows: Vec<_> = out.lines().filter_map(row).collect();
+        rows.sort();
+        rows
+    };
+    let shell = s.path("snooped");
+    std::fs::copy("/bin/bash", &shell).expect("a shell of that name");
+    let ours = rows(s.tool(program), s.target(&shell));
+    let row = |comm: &str, code: &str| (comm.to_string(), true, code.to_string());
+    assert_eq!(ours, [row("snooped", "code 3"), row("snooped", "code 4"), row("true", "0")]);
+    if kernel_is_oracle() {
+        let mut tool = s.command("unshare");
+        let mount = "mount --make-rprivate / && { [ -e /sys/kernel/tracing/events ] || \
+                     mount -t tracefs nodev /sys/kernel/tracing; } && exec /usr/sbin/exitsnoop";
+        tool.args(["-m", "sh", "-c", mount]);
+        let mut kernel = rows(tool, s.command(&shell));
+        // Others on this machine end programs of that name as well.
+        kernel.retain(|r| r.0 == "snooped");
+        assert_eq!(kernel, ours[..2], "the kernel");
+    }
+}

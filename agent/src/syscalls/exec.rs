@@ -6,6 +6,7 @@
 use super::{SideList, published, run, who};
 use crate::arch::PtRegs;
 use crate::hook::ThreadBlock;
+use bpftime_shm::session::wire::Side;
 use std::ffi::{CStr, c_char};
 
 /// The sessions of `enter` have been told that process `pid` calls `nr`.
@@ -27,14 +28,13 @@ pub unsafe fn report_exec(argv: *const *const c_char, envp: *const *const c_char
         let mut regs = PtRegs { orig_ax: nr as u64, di: file, ..PtRegs::default() };
         (regs.si, regs.dx) = (argv as u64, envp as u64);
         let pid = who(block).pid;
-        let args = [regs.di, regs.si, regs.dx, 0, 0, 0];
         let unseen = |l: &&super::Listener| !l.entry.session.page.exec_noted(pid);
-        run(&listeners.enter, block, nr, &regs, &args, unseen);
+        run(&listeners.enter, Side::Enter, block, nr, &regs, unseen);
         // SAFETY: null, or the kernel's terminated string.
         let path = (file != 0).then(|| unsafe { CStr::from_ptr(file as *const c_char) }.to_bytes());
         super::tasks::began(block, path.unwrap_or_default(), &regs);
         regs.ax = 0;
-        run(&listeners.exit, block, nr, &regs, &[0], |_| true);
+        run(&listeners.exit, Side::Exit, block, nr, &regs, |_| true);
         listeners.enter.of(nr).for_each(|l| l.entry.session.page.forget_exec(pid));
     }
     block.leave();

@@ -153,13 +153,15 @@ fn who(block: &ThreadBlock) -> Who<'_> {
 }
 
 /// Runs the programs of a side that `which` picks.
+///
+/// What is built here is written and read in words: a wider read of words that were just written stalls.
 #[inline]
 fn run(
     list: &SideList,
+    side: Side,
     block: &ThreadBlock,
     nr: i32,
     regs: &PtRegs,
-    values: &[u64],
     which: impl Fn(&&Listener) -> bool,
 ) {
     if !list.wanted(nr) {
@@ -167,28 +169,37 @@ fn run(
     }
     let who = who(block);
     // The common header: type, flags and preempt count are nobody's business; then the thread.
-    let mut record = [0u64; 8];
-    record[0] = (who.tid as u64) << 32;
-    record[1] = nr as i64 as u64;
-    record[2..2 + values.len()].copy_from_slice(values);
+    let head = (who.tid as u64) << 32;
+    let number = nr as i64 as u64;
+    let record = match side {
+        Side::Enter => [head, number, regs.di, regs.si, regs.dx, regs.r10, regs.r8, regs.r9],
+        Side::Exit => [head, number, regs.ax, 0, 0, 0, 0, 0],
+    };
+    // sys_enter(regs, id), sys_exit(regs, ret)
+    let second = if side == Side::Enter { number } else { regs.ax };
+    let args = [std::ptr::from_ref(regs) as u64, second];
     for listener in list.of(nr).filter(which) {
-        // sys_enter(regs, id), sys_exit(regs, ret)
-        let second = if values.len() == 1 { values[0] } else { record[1] };
-        let args = [std::ptr::from_ref(regs) as u64, second];
-        let function = in_function(regs, values.len(), who.tid);
-        let ctx = match listener.context {
-            CallContext::Record => record.as_ptr(),
-            CallContext::Arguments => args.as_ptr(),
-            CallContext::Function => std::ptr::from_ref(&function).cast(),
-        };
-        run_event(&listener.entry, &who, &Hit::event(ctx as u64, regs));
+        match listener.context {
+            CallContext::Record => {
+                run_event(&listener.entry, &who, &Hit::event(record.as_ptr() as u64, regs))
+            }
+            CallContext::Arguments => {
+                run_event(&listener.entry, &who, &Hit::event(args.as_ptr() as u64, regs))
+            }
+            CallContext::Function => in_function(&listener.entry, &who, regs, side),
+        }
     }
 }
 
-/// The registers in the kernel's function for a call made with `regs`: at its entry, where the call has several values,
-/// it gets the call's registers, by an address of the kernel's; at its end it has the result where they have it.
-fn in_function(regs: &PtRegs, values: usize, thread: u32) -> PtRegs {
-    if values == 1 { *regs } else { PtRegs { di: Place::of(Object::Registers, thread).address(), ..*regs } }
+/// A program in the kernel's function for a call made with `regs`: at its entry it gets the call's registers, by an
+/// address of the kernel's; at its end it has the result where they have it.
+#[inline(never)]
+fn in_function(entry: &Entry, who: &Who, regs: &PtRegs, side: Side) {
+    let function = match side {
+        Side::Enter => PtRegs { di: Place::of(Object::Registers, who.tid).address(), ..*regs },
+        Side::Exit => *regs,
+    };
+    run_event(entry, who, &Hit::event(&raw const function as u64, regs));
 }
 
 /// The calling thread goes on with the program now.
@@ -201,8 +212,7 @@ pub fn arrive() {
 /// Before system call `nr`; tells whether its end is wanted too.
 pub(crate) fn enter(block: &ThreadBlock, nr: i32, regs: &PtRegs) -> bool {
     let Some(listeners) = published() else { return false };
-    let args = [regs.di, regs.si, regs.dx, regs.r10, regs.r8, regs.r9];
-    run(&listeners.enter, block, nr, regs, &args, |_| true);
+    run(&listeners.enter, Side::Enter, block, nr, regs, |_| true);
     match nr as i64 {
         libc::SYS_execve | libc::SYS_execveat => exec::note(&listeners.enter, nr, who(block).pid),
         libc::SYS_exit => tasks::ends(block, false, regs),
@@ -220,7 +230,7 @@ pub(crate) fn exit(block: &ThreadBlock, nr: i32, regs: &PtRegs) {
         if matches!(nr as i64, libc::SYS_clone | libc::SYS_vfork | libc::SYS_clone3 | libc::SYS_fork) {
             tasks::forked(block, regs.ax as i64, regs);
         }
-        run(&listeners.exit, block, nr, regs, &[regs.ax], |_| true);
+        run(&listeners.exit, Side::Exit, block, nr, regs, |_| true);
         send_signals(block);
     }
 }

@@ -41,7 +41,15 @@ pub fn value(run: &Run, place: Place, value: Value) -> Bytes {
         Value::Pointer(object) => pointer(object, thread),
         Value::Parent => pointer(Object::Task, parent(run, thread)),
         Value::Leader => pointer(Object::Task, tgid(run, thread)),
+        Value::ExitCode => half(exit_code(run)),
     }
+}
+
+/// From the arguments of the call that ends the thread.
+fn exit_code(run: &Run) -> u32 {
+    let ends =
+        |regs: &&crate::arch::PtRegs| [libc::SYS_exit, libc::SYS_exit_group].contains(&(regs.orig_ax as i64));
+    run.regs().filter(ends).map_or(0, |regs| (regs.di as u32 & 0xff) << 8)
 }
 
 /// Whether the thread belongs to the process that runs the program.
