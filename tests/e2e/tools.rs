@@ -55,6 +55,8 @@ const BCC: &[Row] = &[
     rare(&["stackcount-bpfcc", "EXE:work"], Number("    7", 7)),
     rare(&["gethostlatency-bpfcc"], Lines(&["localhost"], 2)),
     rare(&["syscount-bpfcc", "-T", "500"], Number("kill", 3)),
+    rare(&["exitsnoop-bpfcc"], Lines(&["true "], 2)),
+    rare(&["threadsnoop-bpfcc"], Lines(&["events", "thread"], 3)),
 ];
 
 const LIBBPF: &[Row] = &[
@@ -65,6 +67,7 @@ const LIBBPF: &[Row] = &[
     row(&["funclatency", "EXE:work"], Histogram(7)),
     row(&["gethostlatency"], Lines(&["localhost"], 2)),
     rare(&["syscount", "-T", "500"], Number("kill", 3)),
+    rare(&["exitsnoop"], Lines(&["true "], 2)),
 ];
 
 const BPFTRACE: &[Row] = &[
