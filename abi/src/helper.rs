@@ -51,6 +51,16 @@ pub enum Arg {
     ConstStr,
     /// A task.
     Task,
+    /// A dynptr on the stack that is to be made, of any memory.
+    DynptrOut,
+    /// A dynptr on the stack that is to be made, of a ring buffer record.
+    DynptrRecordOut,
+    /// A dynptr that is read.
+    Dynptr,
+    /// A dynptr of a ring buffer record, which the call gives up.
+    DynptrRecord,
+    /// Bytes of a dynptr to point to, a known constant.
+    SliceSize,
 }
 
 /// Bytes of the registers of a task: `struct pt_regs` of x86-64.
@@ -73,6 +83,8 @@ pub enum Ret {
     Task,
     /// The registers of a task.
     Registers,
+    /// As many bytes of the dynptr in the first argument as the slice size says, or NULL.
+    SliceOrNull,
 }
 
 /// The prototype of a helper (bpf-helpers(7); types and licence as the kernel's verifier answers).
@@ -168,7 +180,15 @@ helpers! {
     182 strncmp(Mem, Size, ConstStr) -> Number;
     191 copy_from_user_task(MemOut, SizeOrZero, Any, Task, Any) -> Number gpl;
     195 map_lookup_percpu_elem(Map, MapKey, Any) -> MapValueOrNull;
+    197 dynptr_from_mem(MemOut, SizeOrZero, Any, DynptrOut) -> Number;
+    198 ringbuf_reserve_dynptr(Map, Any, Any, DynptrRecordOut) -> Number;
+    199 ringbuf_submit_dynptr(DynptrRecord, Any) -> Nothing;
+    200 ringbuf_discard_dynptr(DynptrRecord, Any) -> Nothing;
+    201 dynptr_read(MemOut, SizeOrZero, Dynptr, Any, Any) -> Number;
+    202 dynptr_write(Dynptr, Any, Mem, SizeOrZero, Any) -> Number;
+    203 dynptr_data(Dynptr, Any, SliceSize) -> SliceOrNull;
     208 ktime_get_tai_ns() -> Number;
+    209 user_ringbuf_drain(Map, Callback, CallbackCtx, Any) -> Number;
 }
 
 /// The highest helper number the kernel (6.18) knows.

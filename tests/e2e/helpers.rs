@@ -1,4 +1,4 @@
-//! What helpers answer: programs/helpers.bpf.c, an ordinary libbpf program, against the answers of the kernel.
+//! What helpers answer: progs/helpers.bpf.c, an ordinary libbpf program, against the answers of the kernel.
 
 use bpftime_tests::{Finished, Running, Scratch, dist, kernel_is_oracle, root};
 use std::process::Command;
@@ -91,4 +91,14 @@ fn a_tool_that_opens_trace_pipe_reads_what_its_programs_print() {
     let f = Running::start(cmd).finish(LIMIT);
     assert!(f.stdout.contains("bpf_trace_printk: -5 word 1000000000000000\n"), "{f:?}");
     assert!(f.stdout.ends_with("bpf_trace_printk: 1 2 3 4 5\n"), "{f:?}");
+}
+
+#[test]
+fn a_record_that_an_ended_run_held_does_not_stall_the_consumer() {
+    let s = Scratch::new();
+    let (tool, object) = built(&s);
+    let mut cmd = s.tool(&tool);
+    cmd.arg("--ring").arg(&object).args(["exhausting", "after"]);
+    let f = Running::start(cmd).finish(LIMIT);
+    assert!(f.stdout.ends_with("record 2\nconsumed 1\n"), "{f:?}");
 }

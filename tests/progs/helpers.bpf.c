@@ -216,3 +216,75 @@ SEC("uprobe") int BPF_KPROBE(awake, const char *text, long n)
 	number(bpf_send_signal_thread(12));
 	return 0;
 }
+
+struct { __uint(type, BPF_MAP_TYPE_RINGBUF); __uint(max_entries, 4096); } ring SEC(".maps");
+struct { __uint(type, BPF_MAP_TYPE_ARRAY); __uint(max_entries, 1); __type(key, int); __type(value, char[64]); } memory SEC(".maps");
+
+SEC("raw_tp/dynptrs") int dynptrs(void *ctx)
+{
+	struct bpf_dynptr mem, record;
+	char buf[16] = "0123456789abcde";
+	int zero = 0;
+	char *value = bpf_map_lookup_elem(&memory, &zero), *slice;
+
+	if (!value)
+		return 0;
+	number(bpf_dynptr_from_mem(value, 48, 1, &mem));
+	number(bpf_dynptr_read(buf, 4, &mem, 0, 0));
+	number(bpf_dynptr_from_mem(value, 48, 0, &mem));
+	number(bpf_dynptr_write(&mem, 4, buf, 16, 0));
+	number(bpf_dynptr_write(&mem, 33, buf, 16, 0));
+	number(bpf_dynptr_write(&mem, 48, buf, 0, 0));
+	number(bpf_dynptr_write(&mem, 49, buf, 0, 0));
+	number(bpf_dynptr_write(&mem, 4, buf, 8, 1));
+	number(bpf_dynptr_read(next()->text, 20, &mem, 2, 0));
+	number(bpf_dynptr_read(buf, 16, &mem, 40, 0));
+	number(bpf_dynptr_read(buf, 16, &mem, 2, 1));
+	slice = bpf_dynptr_data(&mem, 6, 8);
+	number(slice != 0);
+	if (slice) {
+		slice[7] = 'X';
+		__builtin_memcpy(next()->text, slice, 8);
+	}
+	number(bpf_dynptr_data(&mem, 41, 8) != 0);
+	number(bpf_dynptr_data(&mem, 48, 0) != 0);
+
+	number(bpf_ringbuf_reserve_dynptr(&ring, 16, 1, &record));
+	number(bpf_dynptr_write(&record, 0, buf, 4, 0));
+	bpf_ringbuf_submit_dynptr(&record, 0);
+	number(bpf_ringbuf_reserve_dynptr(&ring, 5000, 0, &record));
+	bpf_ringbuf_discard_dynptr(&record, 0);
+	number(bpf_ringbuf_reserve_dynptr(&ring, 1 << 25, 0, &record));
+	bpf_ringbuf_discard_dynptr(&record, 0);
+	number(bpf_ringbuf_reserve_dynptr(&ring, 16, 0, &record));
+	number(bpf_dynptr_write(&record, 0, buf, 16, 0));
+	number(bpf_dynptr_write(&record, 1, buf, 16, 0));
+	number(bpf_dynptr_read(next()->text, 4, &record, 4, 0));
+	bpf_ringbuf_submit_dynptr(&record, 0);
+	number(bpf_ringbuf_query(&ring, BPF_RB_AVAIL_DATA));
+	return 0;
+}
+
+static long nothing(unsigned int n, void *ctx) { return 0; }
+
+// More calls back than bpftime lets a run make, with a record in hand.
+SEC("raw_tp/exhausting") int exhausting(void *ctx)
+{
+	long *record = bpf_ringbuf_reserve(&ring, 8, 0);
+
+	if (!record)
+		return 0;
+	for (int i = 0; i < 4; i++)
+		bpf_loop(1 << 23, nothing, 0, 0);
+	*record = 1;
+	bpf_ringbuf_submit(record, 0);
+	return 0;
+}
+
+SEC("raw_tp/after") int after(void *ctx)
+{
+	long two = 2;
+
+	number(bpf_ringbuf_output(&ring, &two, sizeof(two), 0));
+	return 0;
+}

@@ -1,6 +1,7 @@
 // Loads progs/helpers.bpf.c, runs its programs, prints each result: PROGRAM INDEX VALUE TEXT. On the kernel or on bpftime.
-//   helpers [--wait|--pipe] OBJECT [PROGRAM...]
-// With --wait, lives until its input ends; with --pipe, copies what it finds in trace_pipe to its output instead.
+//   helpers [--wait|--pipe|--ring] OBJECT [PROGRAM...]
+// With --wait, lives until its input ends; with --pipe, copies what it finds in trace_pipe to its output;
+// with --ring, prints the numbers in the ring buffer.
 #define _GNU_SOURCE
 #include <bpf/bpf.h>
 #include <bpf/btf.h>
@@ -50,6 +51,12 @@ static void show(const char *prog, struct result *results, unsigned used) {
   fflush(stdout);
 }
 
+static int on_record(void *ctx, void *data, size_t size) {
+  (void)ctx, (void)size;
+  printf("record %ld\n", *(long *)data);
+  return 0;
+}
+
 static int quiet(enum libbpf_print_level level, const char *fmt, va_list args) {
   return level == LIBBPF_WARN && !strstr(fmt, "LOAD LOG") ? vfprintf(stderr, fmt, args) : 0;
 }
@@ -90,7 +97,8 @@ static long variable(struct bpf_object *obj, const char *name) {
 
 int main(int argc, char **argv) {
   int wait = argc > 1 && !strcmp(argv[1], "--wait"), pipe = argc > 1 && !strcmp(argv[1], "--pipe");
-  if (wait || pipe) argc--, argv++;
+  int ring = argc > 1 && !strcmp(argv[1], "--ring");
+  if (wait || pipe || ring) argc--, argv++;
   struct sigaction action = {.sa_sigaction = on_signal, .sa_flags = SA_SIGINFO};
   sigaction(SIGUSR1, &action, 0);
   sigaction(SIGUSR2, &action, 0);
@@ -143,6 +151,10 @@ int main(int argc, char **argv) {
       if (n <= 0) break;
       fwrite(text, 1, n, stdout);
     }
+  }
+  if (ring) {
+    struct ring_buffer *records = ring_buffer__new(bpf_object__find_map_fd_by_name(obj, "ring"), on_record, 0, 0);
+    printf("consumed %d\n", ring_buffer__consume(records));
   }
   while (wait && getchar() != EOF) {}
   return 0;

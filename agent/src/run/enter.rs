@@ -1,5 +1,6 @@
 //! From a probe hit to its programs: the callbacks that the hook engine's thunks call.
 
+use super::held::{self, Held};
 use super::helpers::signal;
 use super::image::{Func, Program};
 use super::{Bound, FUEL, Hit, Override, Reads, Run, TailCalls, process};
@@ -307,14 +308,17 @@ fn run(bound: &Bound, who: &Who, hit: &Hit) -> Option<End> {
         owner,
         reads: Reads::Unknown,
         tail: TailCalls::none(),
+        held: Held::none(),
     };
     let mut recover = Recover::new();
     let args = [bound.func as usize as u64, hit.ctx, &raw mut run as u64, 0];
-    // SAFETY: the thread's own block; a program may be abandoned anywhere, it holds nothing but its CPU slot, which
-    // is given back below.
+    // SAFETY: the thread's own block; a program may be abandoned anywhere, what it holds is given back below.
     let outcome = unsafe { who.block.run_guarded(call, args, &mut recover) };
-    page.release(cpu);
     let abandoned = outcome.faulted != 0 || run.header.fuel < 0;
+    if abandoned {
+        held::let_go(&mut run);
+    }
+    page.release(cpu);
     Some(if abandoned { End::Abandoned } else { End::Returned(outcome.value) })
 }
 

@@ -6,6 +6,7 @@
 
 pub mod clock;
 pub mod enter;
+pub mod held;
 pub mod helpers;
 pub mod image;
 pub mod process;
@@ -101,6 +102,8 @@ pub struct Run {
     pub reads: Reads,
     /// The programs that took over from the one the event started.
     pub tail: TailCalls,
+    /// Records that it has reserved.
+    pub held: held::Held,
 }
 
 impl Run {

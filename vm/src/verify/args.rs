@@ -1,5 +1,6 @@
 //! Arguments of helpers.
 
+use super::dynptr;
 use super::error::{Check, Errno, Fail, access, invalid};
 use super::explore::Verifier;
 use super::memory::{RDONLY_PROG, Span, Use};
@@ -31,6 +32,8 @@ pub(super) struct Call {
     pub string: Option<Vec<u8>>,
     /// The record that is given up.
     pub released: u32,
+    /// The reference of the dynptr among the arguments.
+    pub dynptr: u32,
     /// Stack to overwrite once all arguments are checked, and how many of its bytes are so for certain.
     pub written: Vec<(Span, u32)>,
 }
@@ -49,6 +52,7 @@ impl Call {
             known_size: 0,
             string: None,
             released: 0,
+            dynptr: 0,
             written: Vec::new(),
         }
     }
@@ -106,7 +110,7 @@ impl Verifier<'_> {
                 }
                 _ => mismatch(n, &val, "ctx"),
             },
-            Arg::AllocSize => match val.known() {
+            Arg::AllocSize | Arg::SliceSize => match val.known() {
                 Some(size) => {
                     call.alloc = u32::try_from(size).unwrap_or(u32::MAX);
                     Ok(())
@@ -140,6 +144,13 @@ impl Verifier<'_> {
             Arg::MemOutOrNull => memory_kind(n, &val, MEMORY_OUT),
             Arg::Word => self.word(state, reg, val, call),
             Arg::Task => task(n, &val),
+            Arg::DynptrOut => self.dynptr_made(state, reg, val, false, call),
+            Arg::DynptrRecordOut => self.dynptr_made(state, reg, val, true, call),
+            Arg::Dynptr => {
+                call.dynptr = self.dynptr_used(state, reg, val)?;
+                Ok(())
+            }
+            Arg::DynptrRecord => self.dynptr_given_up(state, reg, val, call),
         }
     }
 
@@ -237,7 +248,8 @@ impl Verifier<'_> {
                 return self.stack_place(state, &span, "read from").map(|_| ());
             }
             if let Some(sure) = written {
-                self.stack_place(state, &span, "write to")?;
+                let (frame, min, max) = self.stack_place(state, &span, "write to")?;
+                dynptr::not_written(state, &span, frame, (min, max))?;
                 call.written.push((span, sure));
                 return Ok(());
             }
@@ -263,15 +275,18 @@ impl Verifier<'_> {
                 "R{n} must have zero offset when passed to release func or trusted arg to kfunc"
             ));
         }
-        // What the frames around a callback hold is not its to give up.
-        let held = state.frames.iter().rev().find_map(|f| f.callback).map_or(0, |c| c.references);
-        let own = state.references[held..].iter().any(|r| r.id == val.reference);
-        if !own {
+        if !self.is_own(state, val.reference) {
             let name = helper::full_name(call.id).unwrap_or("unknown");
             return invalid(format!("func {name}#{} reference has not been acquired before", call.id));
         }
         call.released = val.reference;
         Ok(())
+    }
+
+    /// Whether a reference is held, and not by the frames around a callback, whose it is not to give up.
+    pub fn is_own(&self, state: &State, reference: u32) -> bool {
+        let held = state.frames.iter().rev().find_map(|f| f.callback).map_or(0, |c| c.references);
+        state.references[held..].iter().any(|r| r.id == reference)
     }
 
     /// The bytes of a constant string, terminator included.
@@ -331,6 +346,9 @@ fn mismatch<T>(n: usize, val: &Val, expected: &str) -> Check<T> {
 }
 
 fn memory_kind(n: usize, val: &Val, expected: &str) -> Check {
-    let memory = matches!(val.kind, Kind::Stack(_) | Kind::MapValue(_) | Kind::MapKey(_) | Kind::Record(_));
+    let memory = matches!(
+        val.kind,
+        Kind::Stack(_) | Kind::MapValue(_) | Kind::MapKey(_) | Kind::Record(_) | Kind::Slice(_)
+    );
     if memory && !val.nullable { Ok(()) } else { mismatch(n, val, expected) }
 }

@@ -5,7 +5,7 @@ use super::error::Check;
 use super::explore::{Next, Verifier};
 use super::num::{self, REGISTER, Scalar};
 use super::state::State;
-use super::value::Val;
+use super::value::{Kind, Val};
 use crate::isa::{Cond, Op, Operand, Reg, Width};
 
 impl Verifier<'_> {
@@ -129,7 +129,8 @@ fn assign(state: &mut State, reg: Reg, old: &Val, num: Scalar) {
 /// An address that is now known to be NULL or not, and its copies. NULL needs no release.
 fn settle(state: &mut State, id: u32, null: bool) {
     if null {
-        let of_id = |v: &&Val| v.nullable && v.id == id;
+        // A slice that is NULL leaves its dynptr to be given up.
+        let of_id = |v: &&Val| v.nullable && v.id == id && !matches!(v.kind, Kind::Slice(_));
         let reference = state.frame().regs.iter().find(of_id).map_or(0, |v| v.reference);
         state.references.retain(|r| reference == 0 || r.id != reference);
     }

@@ -105,6 +105,10 @@ impl Verifier<'_> {
                     call.callback_ctx,
                 ]
             }
+            id::user_ringbuf_drain => {
+                let reference = self.fresh_id();
+                vec![Val { reference, ..Val::pointer(Kind::DynptrAddr) }, call.callback_ctx]
+            }
             _ => vec![Val::UNKNOWN, call.callback_ctx],
         }
     }
@@ -133,8 +137,9 @@ impl Verifier<'_> {
         }
         let callsite = state.frame().callsite;
         self.leave(state);
-        // A key may have lived on the stack of the helper.
-        state.update(|v| matches!(v.kind, Kind::MapKey(_)), |v| *v = Val::UNKNOWN);
+        // A key or dynptr may have lived on the stack of the helper.
+        let gone = |v: &Val| matches!(v.kind, Kind::MapKey(_) | Kind::DynptrAddr);
+        state.update(gone, |v| *v = Val::UNKNOWN);
         // The call is made again from what this run of the callback left.
         Ok(Next::At(callsite))
     }

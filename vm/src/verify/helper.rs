@@ -1,7 +1,7 @@
 //! Helper calls: licence, which maps go with which helper, results.
 
 use super::args::Call;
-use super::error::{Check, Errno, Fail, Refusal, invalid};
+use super::error::{Check, Errno, Fail, Refusal, access, invalid};
 use super::explore::{Next, Verifier};
 use super::num::Scalar;
 use super::state::{Reference, State};
@@ -19,7 +19,8 @@ const MAX_ERRNO: i64 = 4095;
 
 /// Whether programs may call this helper with a map of this type.
 pub(super) fn compatible(helper: u32, map_type: u32) -> bool {
-    const RINGBUF: &[u32] = &[id::ringbuf_output, id::ringbuf_reserve, id::ringbuf_query];
+    const RINGBUF: &[u32] =
+        &[id::ringbuf_output, id::ringbuf_reserve, id::ringbuf_reserve_dynptr, id::ringbuf_query];
     const LOOKUP: &[u32] = &[id::map_lookup_elem, id::map_update_elem, id::map_delete_elem];
     const QUEUE: &[u32] = &[id::map_push_elem, id::map_pop_elem, id::map_peek_elem];
     const BLOOM: &[u32] = &[id::map_push_elem, id::map_peek_elem];
@@ -32,8 +33,8 @@ pub(super) fn compatible(helper: u32, map_type: u32) -> bool {
         BPF_MAP_TYPE_PROG_ARRAY => helper == id::tail_call,
         BPF_MAP_TYPE_QUEUE | BPF_MAP_TYPE_STACK => QUEUE.contains(&helper),
         BPF_MAP_TYPE_BLOOM_FILTER => BLOOM.contains(&helper),
+        BPF_MAP_TYPE_USER_RINGBUF => helper == id::user_ringbuf_drain,
         BPF_MAP_TYPE_TASK_STORAGE => STORAGE.contains(&helper),
-        BPF_MAP_TYPE_USER_RINGBUF => false,
         BPF_MAP_TYPE_ARRAY_OF_MAPS | BPF_MAP_TYPE_HASH_OF_MAPS => helper == id::map_lookup_elem,
         _ => true,
     };
@@ -41,6 +42,7 @@ pub(super) fn compatible(helper: u32, map_type: u32) -> bool {
         id::perf_event_output => map_type == BPF_MAP_TYPE_PERF_EVENT_ARRAY,
         id::get_stackid => map_type == BPF_MAP_TYPE_STACK_TRACE,
         id::current_task_under_cgroup => map_type == BPF_MAP_TYPE_CGROUP_ARRAY,
+        id::user_ringbuf_drain => map_type == BPF_MAP_TYPE_USER_RINGBUF,
         id::tail_call => map_type == BPF_MAP_TYPE_PROG_ARRAY,
         _ if STORAGE.contains(&helper) => map_type == BPF_MAP_TYPE_TASK_STORAGE,
         id::map_lookup_percpu_elem => matches!(
@@ -75,6 +77,14 @@ pub(super) fn not_here<T>(helper: u32) -> Check<T> {
     match helper::full_name(helper) {
         Some(name) => invalid(format!("program of this type cannot use helper {name}#{helper}")),
         None => invalid(format!("invalid func unknown#{helper}")),
+    }
+}
+
+/// What dynptrs can be made of.
+fn dynptr_memory(memory: &Val) -> Check {
+    match memory.kind {
+        Kind::MapValue(_) => Ok(()),
+        _ => access(format!("Unsupported reg type {} for bpf_dynptr_from_mem data", memory.type_name())),
     }
 }
 
@@ -149,8 +159,10 @@ impl Verifier<'_> {
         }
         let mut call = Call::new(at, helper);
         self.arguments(state, proto, &mut call)?;
-        if helper == id::snprintf {
-            printed(&call)?;
+        match helper {
+            id::snprintf => printed(&call)?,
+            id::dynptr_from_mem => dynptr_memory(&state.frame().regs[1])?,
+            _ => {}
         }
         if call.released != 0 {
             release(state, call.released);
@@ -186,6 +198,11 @@ impl Verifier<'_> {
             }
             Ret::Task => Val::pointer(Kind::Object(Object::Task)),
             Ret::Registers => Val::pointer(Kind::Object(Object::Registers)),
+            Ret::SliceOrNull => {
+                let id = self.fresh_id();
+                let slice = Val::pointer(Kind::Slice(call.alloc));
+                Val { nullable: true, id, reference: call.dynptr, ..slice }
+            }
             Ret::RecordOrNull => {
                 self.fresh_id();
                 let id = self.fresh_id();
@@ -221,5 +238,5 @@ pub(super) fn clobber(state: &mut State) {
 /// Gives up a reference: addresses into it are numbers from now on.
 fn release(state: &mut State, reference: u32) {
     state.references.retain(|r| r.id != reference);
-    state.update(|v| v.reference == reference, |v| *v = Val::UNKNOWN);
+    super::dynptr::end(state, reference);
 }

@@ -183,13 +183,17 @@ impl Verifier<'_> {
                     format!("invalid access to map key, key_size={limit} off={off} size={size}")
                 })
             }
-            Kind::Record(limit) => inside(span, i64::from(limit), |off, size| {
+            Kind::Record(limit) | Kind::Slice(limit) => inside(span, i64::from(limit), |off, size| {
                 format!("invalid access to memory, mem_size={limit} off={off} size={size}")
             }),
             Kind::Object(object) => read_object(object, span, usage),
-            Kind::Stack(_) | Kind::NotInit | Kind::Scalar | Kind::Map(_) | Kind::Func(_) => {
-                access(format!("R{reg} invalid mem access '{}'", ptr.type_name()))
-            }
+            Kind::Stack(_)
+            | Kind::NotInit
+            | Kind::Scalar
+            | Kind::Map(_)
+            | Kind::Func(_)
+            | Kind::Dynptr(_)
+            | Kind::DynptrAddr => access(format!("R{reg} invalid mem access '{}'", ptr.type_name())),
         }
     }
 

@@ -20,6 +20,7 @@ mod args;
 mod branch;
 mod call;
 mod ctx;
+mod dynptr;
 mod error;
 mod explore;
 mod facts;

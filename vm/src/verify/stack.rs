@@ -1,5 +1,6 @@
 //! The stack: spilled values survive, bytes are zero, something, or never written.
 
+use super::dynptr;
 use super::error::{Check, access, invalid};
 use super::explore::{Verifier, loaded};
 use super::memory::Span;
@@ -43,6 +44,7 @@ impl Verifier<'_> {
     pub fn stack_read(&mut self, state: &mut State, span: &Span, signed: bool) -> Check<Val> {
         self.aligned(span, "stack ")?;
         let (frame, min, max) = self.stack_place(state, span, "read from")?;
+        dynptr::not_read(state, span, frame, (min, max), false)?;
         let frame = &state.frames[frame];
         let unwritten = &mut self.proved.unwritten[frame.func];
         let bits = span.size as u32 * 8;
@@ -80,6 +82,7 @@ impl Verifier<'_> {
         {
             return access("invalid size of register spill".into());
         }
+        self.end_dynptrs(state, frame, min, max + span.size)?;
         let target = state.frame_at_mut(frame);
         let (first, byte) = place(min);
         if min == max {
@@ -108,6 +111,7 @@ impl Verifier<'_> {
         let (frame, min, max) =
             self.stack_place(state, span, if written.is_some() { "write to" } else { "read from" })?;
         let Some(sure) = written else {
+            dynptr::not_read(state, span, frame, (min, max), true)?;
             let frame = &state.frames[frame];
             for off in min..max + span.size {
                 let (slot, byte) = place(off);

@@ -1,6 +1,6 @@
 //! The state of one path: frames with registers and stack, and the references it holds.
 
-use super::value::{Kind, Val};
+use super::value::{Dynptr, Kind, Val};
 use crate::isa::{MAX_STACK, Reg};
 use std::rc::Rc;
 
@@ -57,6 +57,14 @@ impl Slot {
     /// Whether an address is spilled here.
     pub fn holds_pointer(&self) -> bool {
         self.whole().is_some_and(Val::is_pointer)
+    }
+
+    /// The half of a dynptr that is here.
+    pub fn dynptr(&self) -> Option<(Dynptr, u32)> {
+        match self.whole() {
+            Some(Val { kind: Kind::Dynptr(half), reference, .. }) => Some((*half, *reference)),
+            _ => None,
+        }
     }
 
     /// Forgets the value but not that there is one.

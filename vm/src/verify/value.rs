@@ -26,8 +26,23 @@ pub enum Kind {
     Record(u32),
     /// A function of the program.
     Func(u32),
+    /// Memory of this many bytes that a dynptr gave out. It ends with the dynptr, by its reference.
+    Slice(u32),
+    /// Half of a dynptr, in a stack slot. Its reference is the dynptr's own.
+    Dynptr(Dynptr),
+    /// The address of a dynptr that a helper made, outside of the stack.
+    DynptrAddr,
     /// What stands for an object of the kernel here: read-only.
     Object(Object),
+}
+
+/// Half of a dynptr.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Dynptr {
+    /// Of a ring buffer record, which must be given up.
+    pub record: bool,
+    /// The half at the lower address.
+    pub first: bool,
 }
 
 /// Objects that helpers hand out.
@@ -137,6 +152,9 @@ impl Val {
             (Kind::Record(_), false) => "ringbuf_mem",
             (Kind::Record(_), true) => "ringbuf_mem_or_null",
             (Kind::Func(_), _) => "func",
+            (Kind::Slice(_), false) => "mem",
+            (Kind::Slice(_), true) => "mem_or_null",
+            (Kind::Dynptr(_) | Kind::DynptrAddr, _) => "dynptr_ptr",
             (Kind::Object(Object::Task), _) => "trusted_ptr_",
             (Kind::Object(Object::Registers), _) => "ptr_",
         }
@@ -159,7 +177,7 @@ impl fmt::Display for Val {
             Kind::Map(MapIdx(m)) | Kind::MapValue(MapIdx(m)) | Kind::MapKey(MapIdx(m)) => {
                 parts.push(format!("map={m}"));
             }
-            Kind::Record(size) => parts.push(format!("sz={size}")),
+            Kind::Record(size) | Kind::Slice(size) => parts.push(format!("sz={size}")),
             _ => {}
         }
         let fixed = self.num.constant().is_some();

@@ -1,6 +1,7 @@
 //! The helpers: `abi::helper` names them, one function each here. A row without a function does not compile.
 
 pub mod control;
+mod dynptr;
 mod format;
 pub mod map;
 pub mod number;
@@ -28,6 +29,10 @@ pub const EINVAL: u64 = errno(Errno::INVAL);
 pub const EFAULT: u64 = errno(Errno::FAULT);
 
 use control::override_return;
+use dynptr::{
+    dynptr_data, dynptr_from_mem, dynptr_read, dynptr_write, ringbuf_discard_dynptr, ringbuf_reserve_dynptr,
+    ringbuf_submit_dynptr, user_ringbuf_drain,
+};
 use map::{
     map_delete_elem, map_lookup_elem, map_lookup_percpu_elem, map_peek_elem, map_pop_elem, map_push_elem,
     map_update_elem, tail_call, task_storage_delete, task_storage_get,

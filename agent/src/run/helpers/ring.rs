@@ -2,7 +2,7 @@
 
 use super::map::map_of;
 use super::{EINVAL, errno, helper};
-use crate::run::Run;
+use crate::run::{MapHandle, Run};
 use bpftime_abi::perf::PERF_SAMPLE_RAW;
 use bpftime_shm::RingBuf;
 use bpftime_shm::ring::{Posted, Sample};
@@ -64,23 +64,48 @@ helper! {
     }
 }
 
+/// A record that the run holds from now on; 0 if there is none to be had.
+pub(super) fn reserve(run: &mut Run, map: &MapHandle, size: u64, flags: u64) -> u64 {
+    let Some(ring) = map.map.ringbuf().filter(|_| run.held.has_room()) else { return 0 };
+    let record = ring.reserve(size, flags, run.lock_id()) as u64;
+    if record != 0 {
+        run.held.add(record);
+    }
+    record
+}
+
+/// Gives a record of the run to the consumer.
+pub(super) fn submit(run: &mut Run, record: u64, flags: u64) {
+    run.held.remove(record);
+    if let Some(ring) = ring_of(run, record) {
+        // SAFETY: the record comes from a reserve of this run.
+        let wake = unsafe { ring.submit(record as *mut u8, flags) };
+        wake_if(run, wake);
+    }
+}
+
+/// Takes a record of the run back.
+pub fn discard(run: &mut Run, record: u64, flags: u64) {
+    run.held.remove(record);
+    if let Some(ring) = ring_of(run, record) {
+        // SAFETY: as above.
+        let wake = unsafe { ring.discard(record as *mut u8, flags) };
+        wake_if(run, wake);
+    }
+}
+
 helper! {
     /// 131 `ringbuf_reserve(map, size, flags)`: a record to fill, or null.
     fn ringbuf_reserve(run, map, size, flags) {
         // SAFETY: a linked constant of the program.
-        let ring = unsafe { map_of(map).map.ringbuf() };
-        ring.map_or(0, |r| r.reserve(size, flags, run.lock_id()) as u64)
+        reserve(run, unsafe { map_of(map) }, size, flags)
     }
 }
 
 helper! {
     /// 132 `ringbuf_submit(record, flags)`.
     fn ringbuf_submit(run, record, flags) {
-        if let Some(ring) = ring_of(run, record) {
-            // SAFETY: the record comes from a reserve of this run.
-            let wake = unsafe { ring.submit(record as *mut u8, flags) };
-            wake_if(run, wake);
-        }
+        submit(run, record, flags);
         0
     }
 }
@@ -88,11 +113,7 @@ helper! {
 helper! {
     /// 133 `ringbuf_discard(record, flags)`.
     fn ringbuf_discard(run, record, flags) {
-        if let Some(ring) = ring_of(run, record) {
-            // SAFETY: as above.
-            let wake = unsafe { ring.discard(record as *mut u8, flags) };
-            wake_if(run, wake);
-        }
+        discard(run, record, flags);
         0
     }
 }

@@ -14,7 +14,7 @@ const MAX_LOOPS: u64 = 1 << 23;
 ///
 /// # Safety
 /// `callback` is the address of a function in the program's own code.
-unsafe fn call(callback: u64, args: [u64; 4], run: *mut Run) -> u64 {
+pub(super) unsafe fn call(callback: u64, args: [u64; 4], run: *mut Run) -> u64 {
     // SAFETY: see above; the calling convention is the same for all BPF functions.
     unsafe {
         let f: Func = std::mem::transmute(callback as usize);
