@@ -7,6 +7,7 @@ use super::log::{Log, Stats};
 use super::need::Needs;
 use super::num::Scalar;
 use super::prune::Checkpoint;
+use super::record::Recorded;
 use super::state::{Frame, State};
 use super::value::{Kind, Val};
 use super::{MapFacts, VerifyEnv};
@@ -103,6 +104,8 @@ pub(super) struct Verifier<'a> {
     pub entries: Vec<Vec<State>>,
     pub stats: Stats,
     pub proved: Proved,
+    /// Every state of the walk, if a test asked for them.
+    states: Option<Vec<Vec<State>>>,
     last_id: u32,
     started: Instant,
 }
@@ -132,6 +135,7 @@ impl<'a> Verifier<'a> {
             entries: (0..slots).map(|_| Vec::new()).collect(),
             stats: Stats::default(),
             proved: Proved::new(program),
+            states: None,
             last_id: 0,
             started: Instant::now(),
         }
@@ -160,8 +164,22 @@ impl<'a> Verifier<'a> {
         (self.outdated, self.lenient) = (false, false);
         self.checkpoints.iter_mut().for_each(Vec::clear);
         self.entries.iter_mut().for_each(Vec::clear);
+        self.states.iter_mut().flatten().for_each(Vec::clear);
         self.open.clear();
         self.stats = Stats::default();
+    }
+
+    /// Keeps all states from now on.
+    pub fn record(&mut self) {
+        self.states = Some(vec![Vec::new(); self.program.ops().len()]);
+    }
+
+    /// What was proved, and the states that were kept.
+    pub fn recorded(self) -> (Proved, Recorded) {
+        let states = self.states.unwrap_or_default();
+        // With all that was found to decide something, not only what the last walk began with.
+        let need = Needs::of(self.program, &self.live, &self.decisive);
+        (self.proved, Recorded { states, live: self.live, need })
     }
 
     /// A number decides something here.
@@ -239,6 +257,9 @@ impl<'a> Verifier<'a> {
             }
             self.budget().map_err(|fail| self.refusal(fail, at, &state))?;
             self.proved.live[at] = true;
+            if let Some(states) = &mut self.states {
+                Recorded::keep(states, at, &state);
+            }
             self.proved.held[at] = self.proved.held[at].max(state.references.len() as u32);
             let (before, pending) = (self.log.wants_insns().then(|| state.clone()), self.pending.len());
             let next = self.step(&mut state, at);
@@ -368,7 +389,7 @@ impl<'a> Verifier<'a> {
 }
 
 /// Registers and stack as the kernel's log shows them, all or those that changed.
-fn show(state: &State, before: Option<&State>) -> String {
+pub(super) fn show(state: &State, before: Option<&State>) -> String {
     let frame = state.frame();
     let old = before.map(State::frame);
     let mut parts = vec![];

@@ -32,6 +32,7 @@ mod memory;
 mod need;
 pub mod num;
 mod prune;
+mod record;
 mod stack;
 mod stack_bytes;
 mod state;
@@ -41,6 +42,7 @@ pub use error::{Errno, Refusal};
 pub use facts::{Access, Region, Verified};
 pub use hint::hint;
 pub use log::{Log, Stats};
+pub use record::{Moment, Place, Recorded};
 pub use stack_bytes::StackBytes;
 
 use crate::isa::MapIdx;
@@ -90,4 +92,17 @@ pub fn verify(program: Program, env: &dyn VerifyEnv, log: &mut Log) -> Result<Ve
     let verdict = verifier.run();
     let proved = verifier.finish(&verdict);
     verdict.map(|()| Verified::new(program, proved))
+}
+
+/// As [`verify`], and hands out the states of the walk, for tests of its soundness.
+pub fn verify_recording(
+    program: Program,
+    env: &dyn VerifyEnv,
+    log: &mut Log,
+) -> Result<(Verified, Recorded), Refusal> {
+    let mut verifier = explore::Verifier::new(&program, env, log);
+    verifier.record();
+    verifier.run()?;
+    let (proved, recorded) = verifier.recorded();
+    Ok((Verified::new(program, proved), recorded))
 }

@@ -1,18 +1,24 @@
 //! Generated programs: what we accept, the kernel accepts, and it runs without a bad access.
 
-use super::env::{Verdict, World, judge};
+use super::env::{World, judge, recorded};
 use super::generate::{Generator, Random};
 use super::kernel::Kernel;
 use super::machine::{Machine, NO_HELPER, OUT_OF_FUEL};
 use super::programs::world;
+use bpftime_vm::Insn;
 use bpftime_vm::asm::assemble;
-use bpftime_vm::verify::{Log, Verified};
+use bpftime_vm::verify::{Log, Moment, Place};
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-/// Programs of a run without `BPFTIME_VERIFY_PROGRAMS`; the time is bounded, too.
-const PROGRAMS: u64 = 3000;
-const TIME: Duration = Duration::from_secs(10);
+/// Programs of a run without `BPFTIME_VERIFY_PROGRAMS`; the time is bounded, too: `BPFTIME_FUZZ_SECONDS`.
+const PROGRAMS: u64 = 1 << 32;
+const SECONDS: u64 = 30;
+
+/// How long programs are generated.
+fn limit() -> Duration {
+    Duration::from_secs(wanted("BPFTIME_FUZZ_SECONDS").unwrap_or(SECONDS))
+}
 
 fn wanted(name: &str) -> Option<u64> {
     std::env::var(name).ok()?.parse().ok()
@@ -32,9 +38,11 @@ pub fn bucket(reason: &str) -> String {
 }
 
 /// Runs an accepted program with random data; panics at a bad access.
-fn runs_safely(verified: &Verified, world: &World, seed: u64, source: &str, runs: u64) {
+fn runs_safely(insns: &[Insn], world: &World, seed: u64, source: &str, runs: u64) {
+    // Time decides here, too: it may be over on a busy machine.
+    let Some((verified, recorded)) = recorded(insns, world) else { return };
     for n in 0..runs {
-        match Machine::new(verified, world, seed.wrapping_mul(31) + n).run() {
+        match Machine::new(&verified, world, seed.wrapping_mul(31) + n).among(&recorded).run() {
             Err(e) if e != OUT_OF_FUEL && e != NO_HELPER => panic!("seed {seed}: {e}\n{source}"),
             _ => {}
         }
@@ -64,15 +72,15 @@ fn what_we_accept_the_kernel_accepts_and_the_machine_runs() {
     let (mut we_accept, mut imprecise) = (BTreeMap::new(), BTreeMap::<String, (usize, u64)>::new());
     let mut sharper = 0;
     for seed in first..first + count.unwrap_or(PROGRAMS) {
-        if count.is_none() && start.elapsed() > TIME {
+        if count.is_none() && start.elapsed() > limit() {
             break;
         }
         done += 1;
         let source = Generator::program(seed);
         let insns = assemble(&source).unwrap_or_else(|e| panic!("{e}\n{source}"));
         let verdict = judge(&insns, &world, &mut Log::new(0));
-        if let Verdict::Accepted(verified) = &verdict {
-            runs_safely(verified, &world, seed, &source, 3);
+        if verdict.accepted() {
+            runs_safely(&insns, &world, seed, &source, 3);
             ran += 1;
         }
         let Some(kernel) = &kernel else { continue };
@@ -86,8 +94,8 @@ fn what_we_accept_the_kernel_accepts_and_the_machine_runs() {
             (None, errno) => {
                 let explained = EXPLAINED.iter().find(|(_, text)| answer.reason.contains(text));
                 let explained = if errno == 7 { EXPLAINED.first() } else { explained };
-                if let Verdict::Accepted(verified) = &verdict {
-                    runs_safely(verified, &world, seed, &source, MANY_RUNS);
+                if verdict.accepted() {
+                    runs_safely(&insns, &world, seed, &source, MANY_RUNS);
                 }
                 let key = explained.map_or(bucket(&answer.reason), |(why, _)| (*why).to_string());
                 sharper += usize::from(explained.is_none());
@@ -123,8 +131,8 @@ fn mangled_programs_never_panic() {
                 _ => insn.imm = [i32::MAX, i32::MIN, 1 << 29, -1][random.below(4)],
             }
         }
-        if let Verdict::Accepted(verified) = judge(&insns, &world, &mut Log::new(1)) {
-            runs_safely(&verified, &world, seed, "mangled", 1);
+        if judge(&insns, &world, &mut Log::new(1)).accepted() {
+            runs_safely(&insns, &world, seed, "mangled", 1);
         }
     }
     let far = "mov r1, r10; lddw r2, 0x7fffffffffffffff; add r1, r2; ldxb r0, [r1+8]; exit";
@@ -143,4 +151,34 @@ fn show_one() {
     if let Some(kernel) = Kernel::new(&world) {
         println!("{}", kernel.log(&insns, &world));
     }
+}
+
+/// A moment of the program below, with these registers.
+struct Regs<F: Fn(usize) -> u64>(F);
+
+impl<F: Fn(usize) -> u64> Moment for Regs<F> {
+    fn frames(&self) -> usize {
+        1
+    }
+    fn reg(&self, reg: usize) -> u64 {
+        (self.0)(reg)
+    }
+    fn stack(&self, _off: i64) -> u8 {
+        0
+    }
+    fn address(&self, x: u64) -> Option<(Place, i64)> {
+        (x >> 40 == 1).then_some((Place::Stack(0), x as i64 & 0xffff))
+    }
+}
+
+#[test]
+fn a_state_that_was_not_walked_is_noticed() {
+    const FP: u64 = 1 << 40;
+    let source = "call 7; and r0, 7; mov r1, r10; add r1, -16; add r1, r0; stb [r1], 0; mov r0, 0; exit";
+    let (_, recorded) = recorded(&assemble(source).unwrap(), &world("kprobe")).unwrap();
+    let at = |slot, r0, r1| recorded.holds(slot, &Regs(|reg| [r0, r1].get(reg).copied().unwrap_or(FP)));
+    assert!(at(2, 7, 0) && !at(2, 8, 0), "a number that moves an address");
+    assert!(at(7, 8, 0), "a number that decides nothing");
+    assert!(at(3, 3, FP) && !at(3, 3, FP + 8), "an address that is elsewhere");
+    assert!(!at(3, 3, 5), "a number instead of an address");
 }

@@ -1,6 +1,8 @@
 //! The world that test programs are loaded into: a list of maps, a program type, a licence.
 
-use bpftime_vm::verify::{Errno, Log, MapFacts, Refusal, Verified, VerifyEnv, verify};
+use bpftime_vm::verify::{
+    Errno, Log, MapFacts, Recorded, Refusal, Verified, VerifyEnv, verify, verify_recording,
+};
 use bpftime_vm::{DecodeOptions, Insn, LoadEnv, LoadError, MapIdx, UnknownHelpers, decode_with};
 
 pub const ARRAY: u32 = 2;
@@ -127,4 +129,11 @@ pub fn judge(insns: &[Insn], world: &World, log: &mut Log) -> Verdict {
             Err(r) => Verdict::Refused(r),
         },
     }
+}
+
+/// The states of the walk of an accepted program.
+pub fn recorded(insns: &[Insn], world: &World) -> Option<(Verified, Recorded)> {
+    let options = DecodeOptions { unknown_helpers: UnknownHelpers::AcceptAll, ..DecodeOptions::default() };
+    let program = decode_with(insns, &mut world.clone(), options).ok()?;
+    verify_recording(program, world, &mut Log::new(0)).ok()
 }

@@ -3,9 +3,10 @@
 
 use super::env::World;
 use super::generate::Random;
+use bpftime_vm::MapIdx;
 use bpftime_vm::alu;
 use bpftime_vm::isa::{AtomicOp, Callee, Const, Op, Operand, Reg};
-use bpftime_vm::verify::{Region as Proved, Verified};
+use bpftime_vm::verify::{Moment, Place, Recorded, Region as Proved, Verified};
 
 /// Regions lie this far apart.
 const STEP: u64 = 1 << 32;
@@ -16,6 +17,7 @@ struct Region {
     bytes: Vec<u8>,
     live: bool,
     writable: bool,
+    place: Place,
     /// Of a stack: bytes that were written, or that the verifier says must be cleared.
     written: Option<Vec<bool>>,
 }
@@ -29,6 +31,10 @@ pub struct Machine<'a> {
     random: Random,
     fuel: usize,
     records: usize,
+    /// Stacks, outermost first.
+    stacks: Vec<usize>,
+    /// The states that were walked; a run's must be among them.
+    recorded: Option<&'a Recorded>,
 }
 
 type Run<T> = Result<T, String>;
@@ -48,20 +54,29 @@ impl<'a> Machine<'a> {
             random: Random(seed | 1),
             fuel: 20_000,
             records: 0,
+            stacks: vec![],
+            recorded: None,
         };
-        for map in &world.maps {
+        for (n, map) in world.maps.iter().enumerate() {
             let mut bytes = map.contents.clone();
             if bytes.is_empty() {
                 bytes = (0..map.facts.value_size).map(|_| machine.random.next() as u8).collect();
             }
-            let region = machine.region(bytes, map.facts.flags & (1 << 7) == 0);
+            let place = Place::MapValue(MapIdx(n as u32));
+            let region = machine.region(bytes, map.facts.flags & (1 << 7) == 0, place);
             machine.values.push(region);
         }
         machine
     }
 
-    fn region(&mut self, bytes: Vec<u8>, writable: bool) -> usize {
-        self.regions.push(Region { bytes, live: true, writable, written: None });
+    /// Checks each state of the run against those of the walk.
+    pub fn among(mut self, recorded: &'a Recorded) -> Machine<'a> {
+        self.recorded = Some(recorded);
+        self
+    }
+
+    fn region(&mut self, bytes: Vec<u8>, writable: bool, place: Place) -> usize {
+        self.regions.push(Region { bytes, live: true, writable, place, written: None });
         self.regions.len() - 1
     }
 
@@ -71,7 +86,7 @@ impl<'a> Machine<'a> {
 
     pub fn run(&mut self) -> Run<u64> {
         let ctx: Vec<u8> = (0..168).map(|_| self.random.next() as u8).collect();
-        let ctx = self.region(ctx, false);
+        let ctx = self.region(ctx, false, Place::Ctx);
         let result = self.call(0, [Self::address(ctx), 0, 0, 0, 0])?;
         if self.records != 0 {
             return Err("a record leaked".into());
@@ -80,7 +95,8 @@ impl<'a> Machine<'a> {
     }
 
     fn call(&mut self, func: usize, args: [u64; 5]) -> Run<u64> {
-        let stack = self.region(vec![0; 512], true);
+        let stack = self.region(vec![0; 512], true, Place::Stack(self.stacks.len()));
+        self.stacks.push(stack);
         let cleared = self.program.unwritten(func);
         self.regions[stack].written = Some((-512..0).map(|off| cleared.contains(off)).collect());
         let mut regs = [0xdead_0000_0000_0000u64; Reg::COUNT];
@@ -97,6 +113,7 @@ impl<'a> Machine<'a> {
             let op = self.program.ops()[at];
             let mut next = at + op.slots();
             self.as_proved(at, &op, &regs)?;
+            self.among_recorded(at, &regs)?;
             let step = self.step(&op, &mut regs, &mut next);
             self.outcome_as_proved(at, &op, &regs, next)?;
             if let Some(result) =
@@ -104,6 +121,7 @@ impl<'a> Machine<'a> {
             {
                 let region = &mut self.regions[stack];
                 region.live = false;
+                self.stacks.pop();
                 if region.bytes[..512 - reserve as usize].iter().any(|b| *b != 0) {
                     return Err(format!("stack below {reserve} bytes was written"));
                 }
@@ -111,6 +129,15 @@ impl<'a> Machine<'a> {
             }
             at = next;
         }
+    }
+
+    /// Whether this moment is a member of a state that was walked.
+    fn among_recorded(&self, at: usize, regs: &[u64; Reg::COUNT]) -> Run<()> {
+        let Some(recorded) = self.recorded else { return Ok(()) };
+        if recorded.holds(at, &Now { machine: self, regs }) {
+            return Ok(());
+        }
+        Err(format!("{at}: {regs:x?} is in none of\n{}", recorded.describe(at)))
     }
 
     /// Whether an access is where the verifier says that all of them are.
@@ -291,7 +318,7 @@ impl<'a> Machine<'a> {
                     return Ok(0);
                 }
                 self.records += 1;
-                let region = self.region(vec![7; args[1] as usize], true);
+                let region = self.region(vec![7; args[1] as usize], true, Place::Record);
                 Ok(Self::address(region))
             }
             132 | 133 => {
@@ -313,5 +340,37 @@ impl<'a> Machine<'a> {
             }
             _ => Err(NO_HELPER.into()),
         }
+    }
+}
+
+/// The machine between two instructions.
+struct Now<'a, 'b> {
+    machine: &'a Machine<'b>,
+    regs: &'a [u64; Reg::COUNT],
+}
+
+impl Moment for Now<'_, '_> {
+    fn frames(&self) -> usize {
+        self.machine.stacks.len()
+    }
+    fn reg(&self, reg: usize) -> u64 {
+        self.regs[reg]
+    }
+    fn stack(&self, off: i64) -> u8 {
+        let stack = self.machine.stacks[self.machine.stacks.len() - 1];
+        self.machine.regions[stack].bytes[(512 + off) as usize]
+    }
+    fn address(&self, x: u64) -> Option<(Place, i64)> {
+        if x & 0xff << 56 == MAP {
+            return Some((Place::Map(MapIdx(x as u32)), 0));
+        }
+        if x & 0xff << 56 == FUNC {
+            return Some((Place::Func(x as u32), 0));
+        }
+        // An address may be outside of its region as long as nothing is accessed there.
+        let region = (x + STEP / 2) / STEP;
+        let place = self.machine.regions.get((region as usize).checked_sub(1)?)?.place;
+        let off = x.wrapping_sub(region * STEP) as i64;
+        Some((place, if matches!(place, Place::Stack(_)) { off - 512 } else { off }))
     }
 }
