@@ -33,6 +33,36 @@ impl Translator<'_, '_> {
     }
 
     pub(super) fn alu(&mut self, op: AluOp, width: Width, dst: Reg, src: Operand) {
+        match (op, src) {
+            (AluOp::Or | AluOp::Add | AluOp::Xor, Operand::Reg(src)) => {
+                let (a, b) = (self.get(dst), self.get(src));
+                let joined = self.joined(a, b, width);
+                match joined {
+                    Some((_, Some(wide))) => self.set(dst, wide),
+                    _ => self.compute(op, width, dst, Operand::Reg(src)),
+                }
+                let result = self.get(dst);
+                if let Some((bytes, _)) = joined {
+                    self.learn_bytes(result, bytes);
+                }
+            }
+            (AluOp::Lsh, Operand::Imm(bits)) => {
+                let old = self.get(dst);
+                self.compute(op, width, dst, src);
+                let new = self.get(dst);
+                self.learn_shift(new, old, u64::from(bits as u32 & (width.bits() - 1)), width);
+            }
+            (AluOp::Mov, Operand::Reg(from)) if width == Width::W32 => {
+                let old = self.get(from);
+                self.compute(op, width, dst, src);
+                let new = self.get(dst);
+                self.learn_copy(new, old, width);
+            }
+            _ => self.compute(op, width, dst, src),
+        }
+    }
+
+    fn compute(&mut self, op: AluOp, width: Width, dst: Reg, src: Operand) {
         let value = match op {
             AluOp::Mov => self.operand(width, src),
             AluOp::Div | AluOp::Sdiv | AluOp::Mod | AluOp::Smod => self.divide(op, width, dst, src),

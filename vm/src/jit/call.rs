@@ -81,6 +81,7 @@ impl Translator<'_, '_> {
     }
 
     fn call(&mut self, space: Space, index: u32) -> Value {
+        self.origins.forget();
         let args = self.args();
         let func = self.symbols.func(&mut self.b, space, index);
         let call = self.b.ins().call(func, &args);

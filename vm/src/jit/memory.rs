@@ -106,7 +106,7 @@ impl Translator<'_, '_> {
         }
         let (addr, off) = self.place(base, off);
         let (flags, ins) = (flags(), self.b.ins());
-        match (size, signed) {
+        let value = match (size, signed) {
             (Size::B, false) => ins.uload8(I64, flags, addr, off),
             (Size::B, true) => ins.sload8(I64, flags, addr, off),
             (Size::H, false) => ins.uload16(I64, flags, addr, off),
@@ -114,7 +114,11 @@ impl Translator<'_, '_> {
             (Size::W, false) => ins.uload32(flags, addr, off),
             (Size::W, true) => ins.sload32(flags, addr, off),
             (Size::Dw, _) => ins.load(I64, flags, addr, off),
+        };
+        if !signed {
+            self.learn_load(value, addr, off, size.bytes());
         }
+        value
     }
 
     pub(super) fn store(&mut self, at: usize, size: Size, base: Reg, off: i16, src: Operand) {
@@ -122,6 +126,7 @@ impl Translator<'_, '_> {
         if let Some(cell) = self.cell(at, base, off, size) {
             return self.store_cell(cell, size, value);
         }
+        self.origins.forget();
         let (addr, off) = self.place(base, off);
         let (flags, ins) = (flags(), self.b.ins());
         match size {
@@ -184,6 +189,7 @@ impl Translator<'_, '_> {
     }
 
     pub(super) fn atomic(&mut self, op: AtomicOp, fetch: bool, size: Size, base: Reg, off: i16, src: Reg) {
+        self.origins.forget();
         let (addr, off) = self.place(base, off);
         let addr = self.b.ins().iadd_imm_s(addr, i64::from(off));
         let width = if size == Size::Dw { Width::W64 } else { Width::W32 };

@@ -8,6 +8,7 @@
 //! the functions behind each other and turns Cranelift's relocations into the image's.
 
 mod arith;
+mod bytes;
 mod call;
 mod control;
 mod frame;

@@ -1,5 +1,6 @@
 //! One BPF function to Cranelift IR: its frames, blocks and registers, op by op.
 
+use super::bytes::Origins;
 use super::call::Symbols;
 use super::frame::{Frame, Known};
 use super::loops::Fast;
@@ -26,6 +27,7 @@ pub(super) fn function(
     translator.body();
     translator.bail_blocks();
     translator.b.seal_all_blocks();
+    translator.drop_dead();
     translator.b.finalize(isa.frontend_config());
 }
 
@@ -50,6 +52,7 @@ pub(super) struct Translator<'a, 'b> {
     pub(super) fast: Option<Fast>,
     /// Slot of the current op.
     pub(super) at: usize,
+    pub(super) origins: Origins,
     /// The current block has its terminator.
     pub(super) closed: bool,
 }
@@ -78,6 +81,7 @@ impl<'a, 'b> Translator<'a, 'b> {
             tabled,
             fast,
             at,
+            origins: Origins::default(),
             closed,
         }
     }

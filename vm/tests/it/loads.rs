@@ -115,3 +115,48 @@ fn map_handles_and_values() {
     assert_eq!(outcome.r0, Some(12));
     assert_eq!((outcome.value[12], outcome.value[63]), (7, 9));
 }
+
+#[test]
+fn bytes_put_together_are_the_wide_number_in_either_order() {
+    let number = |order: &[usize]| {
+        order.iter().rev().fold(0u64, |number, from| number << 8 | u64::from(MEMORY[*from]))
+    };
+    let orders: [&[usize]; 12] = [
+        &[0, 1],
+        &[1, 0],
+        &[2, 3, 4, 5],
+        &[5, 4, 3, 2],
+        &[0, 1, 2],
+        &[3, 2, 1],
+        &[0, 1, 3, 2],
+        &[1, 1],
+        &[7, 6, 5, 4, 3, 2, 1, 0],
+        &[0, 1, 2, 3, 4, 5, 6, 7],
+        &[0, 2, 1, 3],
+        &[6, 7, 0, 1],
+    ];
+    for order in orders {
+        for width in ["", "32"].into_iter().filter(|width| width.is_empty() || order.len() <= 4) {
+            let mut text = format!("ldxb r3, [r1+{}]; mov{width} r0, r3\n", order[0]);
+            for (n, from) in order.iter().enumerate().skip(1) {
+                let join = ["or", "add", "xor"][n % 3];
+                text += &format!("ldxb r3, [r1+{from}]; lsh{width} r3, {}; {join}{width} r0, r3\n", 8 * n);
+            }
+            on_every_engine(&(text + "exit"), &MEMORY, number(order));
+        }
+    }
+}
+
+#[test]
+fn bytes_loaded_before_a_store_are_those_before_it() {
+    for between in [
+        "stb [r1+0], 7",
+        "mov r9, 3; lock fetch_add32 [r1+0], r9",
+        "stxh [r1+0], r2",
+        "mov r6, r1; stb [r6+1], 9",
+    ] {
+        let source =
+            format!("ldxb r7, [r1+0]; ldxb r8, [r1+1]; {between}; lsh r8, 8; or r8, r7; mov r0, r8; exit");
+        on_every_engine(&source, &MEMORY, u64::from(MEMORY[1]) << 8 | u64::from(MEMORY[0]));
+    }
+}
