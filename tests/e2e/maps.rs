@@ -128,3 +128,49 @@ fn inner_maps_and_tail_calls_change_under_threads_that_use_them() {
     let f = target.finish(LIMIT);
     assert!(f.status.success() && f.stdout.contains("ERRORS 0"), "{f:?}");
 }
+
+#[test]
+fn a_producer_killed_between_reserve_and_submit_holds_the_consumer_up_for_less_than_a_second() {
+    let s = Scratch::new();
+    let exe = s.compile("targets/threads.c", "threads", &[]);
+    let start = || {
+        let mut cmd = s.target(&exe);
+        cmd.arg("0");
+        let mut target = Running::start(cmd);
+        target.wait_for("RUNNING");
+        target
+    };
+    let mut target = start();
+    let mut cmd = s.tool(s.compile("tools/maps.c", "maps", &["-w"]));
+    cmd.arg("ring").arg(&exe).arg(symbol_offset(&exe, "other").to_string());
+    let mut tool = Running::start(cmd);
+    tool.wait_for("READY");
+    let mut discarded = 0;
+    for round in 0..20 {
+        // Nearly all of its time goes by between reserve and submit.
+        target.say("c 100000000");
+        std::thread::sleep(Duration::from_millis(5));
+        target.signal(libc::SIGKILL);
+        drop(std::mem::replace(&mut target, start()));
+        tool.say("");
+        assert_eq!(tool.line(), "left 0", "round {round}");
+        let counts = tool.line();
+        discarded = counts.rsplit(' ').next().and_then(|n| n.parse().ok()).unwrap_or(0);
+    }
+    assert!((1..=20).contains(&discarded), "{discarded} records were given up in 20 rounds");
+    // And the next producer's records all arrive.
+    let before = tool_samples(&mut tool);
+    target.say("c 100");
+    assert_eq!(target.line(), "called 100 errors 0");
+    assert_eq!(tool_samples(&mut tool), before + 100);
+    drop(tool);
+    assert!(target.finish(LIMIT).status.success());
+}
+
+/// Samples that `maps ring` has consumed by now.
+fn tool_samples(tool: &mut Running) -> u64 {
+    tool.say("");
+    tool.wait_for("left 0");
+    let counts = tool.line();
+    counts.split(' ').nth(1).and_then(|n| n.parse().ok()).expect("samples N")
+}

@@ -7,6 +7,7 @@
 //   maps storage          task storage by pidfd
 //   maps watch PATH OFF   counts calls of a function through a map-in-map and a tail call; commands on stdin:
 //                         inner K | none | tail K | untail | counts | end
+//   maps ring PATH OFF    a program that takes long between reserve and submit; for each line on stdin what was consumed
 #define _GNU_SOURCE
 #include <errno.h>
 #include <linux/bpf.h>
@@ -406,6 +407,40 @@ static void watch(const char *path, uint64_t offset) {
   }
 }
 
+// Reserves eight bytes, counts to ten thousand, submits.
+static int slow_producer(int ring) {
+  struct bpf_insn p[] = {LD_MAP(1, ring), MOVI(2, 8), MOVI(3, 0), CALL(131), I(0x55, 0, 0, 1, 0), EXIT, MOV(6, 0), MOVI(7, 0), ADDI(7, 1), I(0xa5, 7, 0, -2, 10000), I(0x7b, 6, 7, 0, 0), MOV(1, 6), MOVI(2, 0), CALL(132), MOVI(0, 0), EXIT};
+  return must(LOAD(BPF_PROG_TYPE_KPROBE, p), "slow_producer");
+}
+
+static void ring(const char *path, uint64_t offset) {
+  enum { SIZE = 1 << 16 };
+  int map = must(create((struct def){BPF_MAP_TYPE_RINGBUF, 0, 0, SIZE}), "ring");
+  volatile uint64_t *consumer = mmap(0, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, map, 0);
+  char *rest = mmap(0, 4096 + 2 * SIZE, PROT_READ, MAP_SHARED, map, 4096);
+  if (consumer == MAP_FAILED || rest == MAP_FAILED) die("mmap");
+  attach(slow_producer(map), path, offset);
+  puts("READY");
+  char line[16];
+  long samples = 0, discarded = 0;
+  while (fgets(line, sizeof line, stdin)) {
+    // Until the ring is empty, a second at most.
+    for (int tries = 0; tries < 1000; tries++) {
+      uint64_t end = __atomic_load_n((uint64_t *)rest, __ATOMIC_ACQUIRE);
+      while (*consumer < end) {
+        uint32_t len = __atomic_load_n((uint32_t *)(rest + 4096 + (*consumer & (SIZE - 1))), __ATOMIC_ACQUIRE);
+        if (len & BPF_RINGBUF_BUSY_BIT) break;
+        if (len & BPF_RINGBUF_DISCARD_BIT) discarded++; else samples++;
+        *consumer += 16;
+      }
+      if (*consumer == end) break;
+      usleep(1000);
+    }
+    printf("left %lu\n", *(volatile uint64_t *)rest - *consumer);
+    printf("samples %ld discarded %ld\n", samples, discarded);
+  }
+}
+
 int main(int argc, char **argv) {
   setvbuf(stdout, 0, _IOLBF, 0);
   const char *what = argc > 1 ? argv[1] : "";
@@ -415,5 +450,6 @@ int main(int argc, char **argv) {
   else if (!strcmp(what, "inner")) inner();
   else if (!strcmp(what, "storage")) storage();
   else if (!strcmp(what, "watch") && argc == 4) watch(argv[2], strtoull(argv[3], 0, 0));
+  else if (!strcmp(what, "ring") && argc == 4) ring(argv[2], strtoull(argv[3], 0, 0));
   else return 2;
 }
