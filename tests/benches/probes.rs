@@ -74,6 +74,7 @@ fn resident(cmd: Command) -> u64 {
 const SCRIPTS: &[(&str, &str)] = &[
     ("uprobe {}", "uprobe:PROBED { }"),
     ("uprobe @=count()", "uprobe:PROBED { @=count(); }"),
+    ("uretprobe {}", "uretprobe:PROBED { }"),
     ("uretprobe @=count()", "uretprobe:PROBED { @=count(); }"),
     (
         "both, latency histogram",
