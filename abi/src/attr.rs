@@ -70,6 +70,8 @@ attrs! {
     LinkUpdate { link_fd: u32, new_prog_fd: u32, flags: u32, old_prog_fd: u32, }
     /// BPF_TASK_FD_QUERY.
     TaskFdQuery { pid: u32, fd: u32, flags: u32, buf_len: u32, buf: u64, prog_id: u32, fd_type: u32, probe_offset: u64, probe_addr: u64, }
+    /// BPF_PROG_BIND_MAP.
+    BindMap { prog_fd: u32, map_fd: u32, flags: u32, }
     /// BPF_MAP_FREEZE, and the first field of commands that take one descriptor.
     OneFd { fd: u32, }
 }

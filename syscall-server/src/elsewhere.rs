@@ -115,6 +115,7 @@ fn prog_object(path: &Path, row: ProgRow, fd: &OwnedFd) -> Result<Arc<ProgObject
         btf: row.btf,
         ctx_bytes: row.ctx_bytes,
         attach_type: row.attach_type,
+        bound: Mutex::default(),
         linked: OnceLock::new(),
     }))
 }

@@ -126,6 +126,8 @@ pub struct ProgObject {
     pub spec: ProgSpec,
     /// Maps in the order of the image's indices.
     pub maps: Vec<Arc<MapObject>>,
+    /// Maps that the tool bound to it without its naming them (BPF_PROG_BIND_MAP).
+    pub bound: Mutex<Vec<Arc<MapObject>>>,
     /// Our own descriptor of the sealed image.
     pub image: OwnedFd,
     /// First eight bytes of the hash of its instructions.
@@ -151,6 +153,19 @@ pub struct ProgObject {
 }
 
 impl ProgObject {
+    /// The maps that it names, then those that were bound to it.
+    pub fn all_maps(&self) -> Vec<Arc<MapObject>> {
+        let bound = self.bound.lock().unwrap_or_else(PoisonError::into_inner);
+        self.maps.iter().chain(bound.iter()).cloned().collect()
+    }
+
+    /// Keeps a map alive with the program; nothing new for one that it has already.
+    pub fn bind(&self, map: Arc<MapObject>) {
+        if self.all_maps().iter().all(|m| m.id != map.id) {
+            self.bound.lock().unwrap_or_else(PoisonError::into_inner).push(map);
+        }
+    }
+
     /// The program linked into the tool itself.
     pub fn link_here(&self) -> Option<Arc<Program>> {
         self.linked

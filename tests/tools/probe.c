@@ -277,6 +277,25 @@ static int object_cases(void) {
   memset(&a, 0, sizeof a), a.map_fd = mm;
   result("freeze while mapped writable", bpf(BPF_MAP_FREEZE, &a, sizeof a));
   printf("cloexec %d\n", fcntl(other, F_GETFD));
+  int prog = load_counter(other);
+#define BIND(p, m, f) (memset(&a, 0, sizeof a), a.prog_bind_map.prog_fd = (p), a.prog_bind_map.map_fd = (m), a.prog_bind_map.flags = (f))
+  BIND(prog, mm, 0);
+  TRY("bind", bpf(BPF_PROG_BIND_MAP, &a, sizeof a));
+  TRY("bind again", bpf(BPF_PROG_BIND_MAP, &a, sizeof a));
+  BIND(prog, other, 0);
+  TRY("bind a map it names", bpf(BPF_PROG_BIND_MAP, &a, sizeof a));
+  BIND(prog, mm, 1);
+  TRY("bind with flags", bpf(BPF_PROG_BIND_MAP, &a, sizeof a));
+  BIND(prog, prog, 0);
+  TRY("bind a program to a program", bpf(BPF_PROG_BIND_MAP, &a, sizeof a));
+  BIND(other, mm, 0);
+  TRY("bind a map to a map", bpf(BPF_PROG_BIND_MAP, &a, sizeof a));
+  BIND(prog, 999, 0);
+  TRY("bind a closed number", bpf(BPF_PROG_BIND_MAP, &a, sizeof a));
+  struct bpf_prog_info info = {0};
+  memset(&a, 0, sizeof a), a.info.bpf_fd = prog, a.info.info_len = sizeof info, a.info.info = (uint64_t)&info;
+  TRY("info", bpf(BPF_OBJ_GET_INFO_BY_FD, &a, sizeof a));
+  printf("maps of the program %u\n", info.nr_map_ids);
   return 0;
 }
 

@@ -63,7 +63,7 @@ impl Living {
 
     fn add_prog(&mut self, p: &ProgObject) {
         self.0[Kind::Btf as usize].extend(Some(p.btf).filter(|id| *id != 0));
-        p.maps.iter().for_each(|m| self.add(&Object::Map(m.clone())));
+        p.all_maps().into_iter().for_each(|m| self.add(&Object::Map(m)));
     }
 }
 

@@ -65,7 +65,7 @@ fn theirs<T: FromBytes + IntoBytes>(a: &Info) -> Result<T, Errno> {
 
 fn prog_info(p: &object::ProgObject, a: &Info) -> Result<Vec<u8>, Errno> {
     let asked: ProgInfo = theirs(a)?;
-    let ids: Vec<u8> = p.spec.maps.iter().flat_map(|id| id.to_ne_bytes()).collect();
+    let ids: Vec<u8> = p.all_maps().iter().flat_map(|m| m.id.to_ne_bytes()).collect();
     if asked.map_ids != 0 {
         let room = ids.len().min(asked.nr_map_ids as usize * 4);
         user::write(asked.map_ids, &ids[..room])?;
@@ -90,7 +90,7 @@ fn prog_info(p: &object::ProgObject, a: &Info) -> Result<Vec<u8>, Errno> {
         xlated_prog_insns: asked.xlated_prog_insns,
         load_time: p.load_time,
         created_by_uid: rustix::process::getuid().as_raw(),
-        nr_map_ids: p.spec.maps.len() as u32,
+        nr_map_ids: ids.len() as u32 / 4,
         map_ids: asked.map_ids,
         name,
         gpl_compatible: p.gpl.into(),

@@ -62,6 +62,7 @@ const COMMANDS: &[(u32, Command)] = &[
     (nr::BPF_MAP_DELETE_BATCH, batch::delete),
     (nr::BPF_MAP_FREEZE, map::freeze),
     (nr::BPF_PROG_LOAD, prog::load),
+    (nr::BPF_PROG_BIND_MAP, prog::bind_map),
     (nr::BPF_PROG_TEST_RUN, prog::test_run),
     (nr::BPF_LINK_CREATE, link::create),
     (nr::BPF_LINK_DETACH, link::detach),

@@ -6,7 +6,7 @@ use super::verify::NamedMaps;
 use super::{Attr, ENOTSUPP, check_name};
 use crate::object::{self, MapObject, Object, ProgObject};
 use crate::{broker, fds, user};
-use bpftime_abi::attr::{ProgLoad, TestRun};
+use bpftime_abi::attr::{BindMap, ProgLoad, TestRun};
 use bpftime_abi::map_type::BPF_MAP_TYPE_PROG_ARRAY;
 use bpftime_abi::{helper, prog_type};
 use bpftime_agent::run::enter::Session;
@@ -17,7 +17,7 @@ use bpftime_vm::jit::{MapLayout, Options};
 use bpftime_vm::verify::{self, Verified};
 use bpftime_vm::{CpuFeatures, ImageRef, Insn, LoadEnv, MapIdx};
 use rustix::io::Errno;
-use std::sync::{Arc, OnceLock, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 use zerocopy::{FromBytes, IntoBytes};
 
 /// `BPF_COMPLEXITY_LIMIT_INSNS`.
@@ -134,6 +134,7 @@ fn finish(a: &ProgLoad, insns: &[Insn], built: Built) -> Result<i64, Errno> {
         asks_for_task: asks_for_task(insns.as_bytes()),
         overrides: calls(insns.as_bytes(), helper::id::override_return),
         attach_type: a.expected_attach_type,
+        bound: Mutex::default(),
         linked: OnceLock::new(),
     };
     object::insert(&fd, Object::Prog(Arc::new(prog)))?;
@@ -244,6 +245,16 @@ pub fn run_here(program: &Linked, session: &Session, ctx: *mut u8, cookie: u64) 
 /// Returns when the runs that are under way in the tool are over.
 pub fn wait_for_runs() {
     drop(RUNS.write().unwrap_or_else(PoisonError::into_inner));
+}
+
+/// BPF_PROG_BIND_MAP.
+pub fn bind_map(attr: &Attr) -> Result<i64, Errno> {
+    let a: BindMap = attr.get();
+    if a.flags != 0 {
+        return Err(Errno::INVAL);
+    }
+    object::prog(a.prog_fd)?.bind(object::map(a.map_fd)?);
+    Ok(0)
 }
 
 /// BPF_PROG_TEST_RUN: bpftrace's BEGIN and END run this way, in the tool.
