@@ -50,13 +50,15 @@ pub enum Reason {
     DivByZero,
     #[error("invalid shift {0}")]
     InvalidShift(i32),
+    #[error("invalid atomic operand size")]
+    AtomicSize,
     #[error("BPF_ATOMIC uses invalid atomic opcode {0:02x}")]
     InvalidAtomic(i32),
     #[error("invalid bpf_ld_imm64 insn")]
     InvalidLdImm64,
     #[error("unrecognized bpf_ld_imm64 insn")]
     UnrecognizedLdImm64,
-    #[error("legacy packet access (BPF_LD_ABS, BPF_LD_IND) is not supported")]
+    #[error("BPF_LD_[ABS|IND] instructions not allowed for this program type")]
     LegacyPacketAccess,
     #[error("kernel symbols (BPF_PSEUDO_BTF_ID) do not exist in user space")]
     KernelSymbol,
@@ -66,12 +68,12 @@ pub enum Reason {
     BadMapFd(i32),
     #[error("fd_idx {0} is not pointing to valid bpf_map")]
     BadMapIndex(i32),
-    #[error("direct value access is not supported by this map type")]
+    #[error("no direct value access support for this map type")]
     NoDirectValue,
     #[error("invalid access to map value pointer, value_size={size} off={off}")]
     MapValueOffset { size: u32, off: u32 },
-    #[error("call to invalid destination {0}")]
-    CallDestination(i64),
+    #[error("call to invalid destination")]
+    CallDestination,
     #[error("jump out of range from insn {from} to {to}")]
     JumpRange { from: usize, to: i64 },
     #[error("jump into the middle of ldimm64 insn {0}")]

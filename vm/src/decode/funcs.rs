@@ -12,7 +12,7 @@ pub(super) fn starts(insns: &[Insn]) -> Result<Vec<usize>, LoadError> {
         if refers_to_func(*insn) {
             let to = at as i64 + 1 + i64::from(insn.imm);
             let inside = usize::try_from(to).ok().filter(|to| *to < insns.len());
-            starts.push(inside.ok_or_else(|| Reason::CallDestination(to).at(at))?);
+            starts.push(inside.ok_or_else(|| Reason::CallDestination.at(at))?);
         }
         at += if insn.is_lddw() { 2 } else { 1 };
     }
@@ -34,7 +34,7 @@ pub(super) fn cut(ops: &[Op], starts: &[usize]) -> Result<Vec<Func>, LoadError> 
 
 fn check(ops: &[Op], start: usize, end: usize) -> Result<Func, LoadError> {
     if ops[start] == Op::Second {
-        return Err(Reason::CallDestination(start as i64).at(start));
+        return Err(Reason::CallDestination.at(start));
     }
     for at in start..end {
         check_target(ops, at, start..end)?;

@@ -195,7 +195,7 @@ impl Slot<'_> {
         let to = self.at as i64 + 1 + i64::from(self.insn.imm);
         let start = usize::try_from(to).ok();
         let func = start.and_then(|start| self.starts.binary_search(&start).ok());
-        func.map(|f| f as u32).ok_or(Reason::CallDestination(to))
+        func.map(|f| f as u32).ok_or(Reason::CallDestination)
     }
 
     fn ld(&mut self, next: Option<&Insn>) -> Decoded {
@@ -291,6 +291,7 @@ impl Slot<'_> {
                 self.store(Operand::Reg(self.src()?))
             }
             code::ATOMIC if matches!(self.size(), Size::W | Size::Dw) => self.atomic(),
+            code::ATOMIC => Err(Reason::AtomicSize),
             _ => Err(self.unknown()),
         }
     }

@@ -22,7 +22,11 @@ struct Place {
 impl Verifier<'_> {
     /// A dynptr that a helper makes.
     pub fn dynptr_made(&mut self, state: &mut State, reg: Reg, val: Val, record: bool, call: &Call) -> Check {
-        let at = self.dynptr_place(state, reg, &val, "Dynptr has to be an uninitialized dynptr")?;
+        let made = "Dynptr has to be an uninitialized dynptr";
+        if val.kind == Kind::DynptrAddr {
+            return invalid(made.into());
+        }
+        let at = self.dynptr_place(state, reg, &val, made)?;
         for slot in [at.first, at.first - 1] {
             end_at(state, at.frame, slot)?;
         }
@@ -55,6 +59,9 @@ impl Verifier<'_> {
 
     /// A dynptr of a record that a helper gives up.
     pub fn dynptr_given_up(&mut self, state: &State, reg: Reg, val: Val, call: &mut Call) -> Check {
+        if val.kind == Kind::DynptrAddr {
+            return invalid("cannot release unowned const bpf_dynptr".into());
+        }
         let unacquired = format!("arg {} is an unacquired reference", reg.index());
         let at = self.dynptr_place(state, reg, &val, &unacquired)?;
         match whole(state, &at) {

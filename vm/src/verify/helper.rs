@@ -117,6 +117,11 @@ fn allowed(helper: u32, prog_type: u32) -> bool {
     }
 }
 
+/// Whether the helper may be given NULL for a task, and answers so.
+pub(super) fn takes_no_task(helper: u32) -> bool {
+    matches!(helper, id::task_storage_get | id::task_storage_delete)
+}
+
 /// Whether the helper writes all bytes of its destination, whatever it returns. Others leave some as they
 /// were: a short string, an error.
 pub(super) fn fills(helper: u32) -> bool {

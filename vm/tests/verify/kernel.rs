@@ -2,6 +2,7 @@
 
 use super::env::{ARRAY, FIRST_FD, TestMap, World};
 use bpftime_abi::attr::{BtfLoad, MapCreate, MapElem, OneFd, ProgLoad};
+use bpftime_abi::map_type::BPF_MAP_TYPE_TASK_STORAGE;
 use bpftime_vm::Insn;
 use std::fs::File;
 use std::io;
@@ -47,8 +48,11 @@ pub struct Answer {
 impl Kernel {
     /// Makes the maps; `None` where bpf(2) is not allowed.
     pub fn new(world: &World) -> Option<Kernel> {
-        let maps = world.maps.iter().map(create).collect::<io::Result<Vec<_>>>();
-        match maps.and_then(|maps| Ok(Kernel { maps, btf: types()? })) {
+        let made = types().and_then(|btf| {
+            let maps = world.maps.iter().map(|map| create(map, &btf)).collect::<io::Result<_>>()?;
+            Ok(Kernel { maps, btf })
+        });
+        match made {
             Ok(kernel) => Some(kernel),
             Err(error) => {
                 eprintln!("the kernel is not asked: bpf(2): {error}");
@@ -122,10 +126,15 @@ impl Kernel {
     }
 }
 
-fn create(map: &TestMap) -> io::Result<File> {
+fn create(map: &TestMap, btf: &File) -> io::Result<File> {
     let f = map.facts;
-    let inner = map.inner.map(|facts| create(&TestMap { facts, ..TestMap::default() })).transpose()?;
+    let inner = map.inner.map(|facts| create(&TestMap { facts, ..TestMap::default() }, btf)).transpose()?;
+    // The only type that the kernel does not make without types.
+    let typed = f.map_type == BPF_MAP_TYPE_TASK_STORAGE;
     let mut attr = MapCreate {
+        btf_fd: if typed { btf.as_raw_fd() as u32 } else { 0 },
+        btf_key_type_id: if typed { INT_ID } else { 0 },
+        btf_value_type_id: if typed { INT_ID } else { 0 },
         inner_map_fd: inner.as_ref().map_or(0, |file| file.as_raw_fd() as u32),
         map_type: f.map_type,
         key_size: f.key_size,
@@ -162,6 +171,7 @@ fn functions(insns: &[Insn]) -> Vec<u32> {
     starts
 }
 
+const INT_ID: u32 = 1;
 const FUNC_ID: u32 = 3;
 
 /// BTF with `static int f(void)`: the kernel wants types of programs with callbacks.
@@ -195,7 +205,7 @@ fn reason(log: &str) -> String {
             || line.starts_with("returning from callee")
             || line.starts_with("to caller at")
             || line.is_empty()
-            || line.starts_with("frame")
+            || line.strip_prefix("frame").is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit()))
     };
     let mut lines: Vec<&str> = log
         .lines()

@@ -10,10 +10,11 @@ use bpftime_vm::asm::assemble;
 use bpftime_vm::isa::Op;
 use bpftime_vm::verify::{Log, MapFacts, Region, StackBytes, Verified};
 
-const FILES: [&str; 3] = [
+const FILES: [&str; 4] = [
     concat!(env!("CARGO_MANIFEST_DIR"), "/tests/verify/programs.txt"),
     concat!(env!("CARGO_MANIFEST_DIR"), "/tests/verify/helpers.txt"),
     concat!(env!("CARGO_MANIFEST_DIR"), "/tests/verify/maps.txt"),
+    concat!(env!("CARGO_MANIFEST_DIR"), "/tests/verify/structure.txt"),
 ];
 
 pub struct Case {
@@ -100,6 +101,9 @@ pub fn maps() -> Vec<TestMap> {
         map(11, 8, 16, 8, 1),                // 120: trie
         map(6, 4, 16, 8, 0),                 // 121: per-CPU array
         of_maps(12, map(27, 0, 0, 4096, 0)), // 122: array of ring buffers
+        map(31, 0, 0, 4096, 0),              // 123: user ring buffer
+        map(29, 4, 4, 0, 1),                 // 124: values of tasks
+        map(10, 4, 16, 8, 0),                // 125: LRU per-CPU hash
     ]
 }
 

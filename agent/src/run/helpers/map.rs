@@ -88,8 +88,11 @@ helper! {
     }
 }
 
-/// The running thread, the only task that programs can name.
-fn current_task(run: &Run) -> Option<Task> {
+/// The running thread, the only task that programs can name, if they do not name none.
+fn named_task(run: &Run, task: u64) -> Option<Task> {
+    if task == 0 {
+        return None;
+    }
     let cookie = process::cookie(ThreadBlock::current()?);
     Some(Task { tid: run.tid(), cookie, now: clock::boottime() })
 }
@@ -99,7 +102,7 @@ helper! {
     fn task_storage_get(run, map, task, value, flags) {
         // SAFETY: a linked constant of the program.
         let storage = unsafe { map_of(map).map.task_storage() };
-        let Some((storage, task)) = storage.zip(current_task(run)) else { return 0 };
+        let Some((storage, task)) = storage.zip(named_task(run, task)) else { return 0 };
         // SAFETY: a value as long as the map wants, or null.
         unsafe { storage.get(task, value as *const u8, flags) as u64 }
     }
@@ -110,6 +113,6 @@ helper! {
     fn task_storage_delete(run, map, task) {
         // SAFETY: a linked constant of the program.
         let storage = unsafe { map_of(map).map.task_storage() };
-        storage.zip(current_task(run)).map_or(EINVAL, |(storage, task)| storage.forget(task) as u64)
+        storage.zip(named_task(run, task)).map_or(EINVAL, |(storage, task)| storage.forget(task) as u64)
     }
 }
