@@ -1,20 +1,11 @@
 use super::*;
 use bpftime_vm::asm::assemble;
 use bpftime_vm::verify::Verified;
-use bpftime_vm::{LoadEnv, MapIdx, Options, compile, decode};
+use bpftime_vm::{LoadEnv, Options, compile, decode};
 
 struct Nothing;
 
 impl LoadEnv for Nothing {
-    fn map_by_fd(&mut self, _: i32) -> Option<MapIdx> {
-        None
-    }
-    fn map_by_index(&mut self, _: i32) -> Option<MapIdx> {
-        None
-    }
-    fn map_value_len(&self, _: MapIdx) -> Option<u32> {
-        None
-    }
     fn helper_exists(&self, _: u32) -> bool {
         false
     }

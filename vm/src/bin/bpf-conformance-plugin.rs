@@ -23,15 +23,6 @@ const HELPERS: u32 = 6;
 struct Suite;
 
 impl LoadEnv for Suite {
-    fn map_by_fd(&mut self, _fd: i32) -> Option<MapIdx> {
-        None
-    }
-    fn map_by_index(&mut self, _idx: i32) -> Option<MapIdx> {
-        None
-    }
-    fn map_value_len(&self, _map: MapIdx) -> Option<u32> {
-        None
-    }
     fn helper_exists(&self, id: u32) -> bool {
         id < HELPERS
     }

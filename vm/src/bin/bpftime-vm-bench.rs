@@ -123,15 +123,6 @@ fn fnv1a(bytes: impl Iterator<Item = u8>) -> u64 {
 struct World;
 
 impl LoadEnv for World {
-    fn map_by_fd(&mut self, _: i32) -> Option<MapIdx> {
-        None
-    }
-    fn map_by_index(&mut self, _: i32) -> Option<MapIdx> {
-        None
-    }
-    fn map_value_len(&self, _: MapIdx) -> Option<u32> {
-        None
-    }
     fn helper_exists(&self, id: u32) -> bool {
         id == 1
     }

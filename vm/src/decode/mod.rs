@@ -17,14 +17,20 @@ pub use error::{Class, LoadError, Reason};
 use crate::isa::{Callee, Const, Insn, MAX_INSNS, MapIdx, Op, bytecode_hash};
 use crate::program::Program;
 
-/// What the loader knows and the decoder asks: which maps and helpers exist.
+/// What the loader knows and the decoder asks: which maps and helpers exist. Without maps unless it says otherwise.
 pub trait LoadEnv {
     /// The map behind a file descriptor (`lddw` with src 1 and 2).
-    fn map_by_fd(&mut self, fd: i32) -> Option<MapIdx>;
+    fn map_by_fd(&mut self, _fd: i32) -> Option<MapIdx> {
+        None
+    }
     /// The map at an index of the load command's `fd_array` (`lddw` with src 5 and 6).
-    fn map_by_index(&mut self, idx: i32) -> Option<MapIdx>;
+    fn map_by_index(&mut self, _idx: i32) -> Option<MapIdx> {
+        None
+    }
     /// Bytes of the value that direct access may point into; `None` when the map type has none.
-    fn map_value_len(&self, map: MapIdx) -> Option<u32>;
+    fn map_value_len(&self, _map: MapIdx) -> Option<u32> {
+        None
+    }
     /// Whether programs may call this helper.
     fn helper_exists(&self, id: u32) -> bool;
     /// The kernel's name of a helper, for the message when it does not exist here.

@@ -189,15 +189,6 @@ mod tests {
     struct Nothing;
 
     impl LoadEnv for Nothing {
-        fn map_by_fd(&mut self, _: i32) -> Option<MapIdx> {
-            None
-        }
-        fn map_by_index(&mut self, _: i32) -> Option<MapIdx> {
-            None
-        }
-        fn map_value_len(&self, _: MapIdx) -> Option<u32> {
-            None
-        }
         fn helper_exists(&self, _: u32) -> bool {
             true
         }

@@ -94,15 +94,6 @@ fn cheap_helpers_read_the_run() {
         let insns = bpftime_vm::asm::assemble(&format!("mov r6, 9; call {call}; add r0, r1; exit")).unwrap();
         struct Kernel;
         impl bpftime_vm::LoadEnv for Kernel {
-            fn map_by_fd(&mut self, _: i32) -> Option<MapIdx> {
-                None
-            }
-            fn map_by_index(&mut self, _: i32) -> Option<MapIdx> {
-                None
-            }
-            fn map_value_len(&self, _: MapIdx) -> Option<u32> {
-                None
-            }
             fn helper_exists(&self, _: u32) -> bool {
                 true
             }
