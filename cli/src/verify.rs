@@ -33,7 +33,7 @@ pub struct Args {
     /// Only the program with this name.
     #[arg(short, long)]
     prog: Option<String>,
-    /// The verifier's log too: 1 instructions and what changes, 2 all states, 4 statistics.
+    /// The verifier's log too: 1 instructions and what changes, on the path that is refused; 2 everything; 4 statistics.
     #[arg(short, long, default_value_t = 0)]
     log_level: u32,
 }
