@@ -211,6 +211,7 @@ pub unsafe extern "C" fn on_entry(site: *const Site, regs: *mut PtRegs) -> u64 {
     }
     let this = Hit::probe(regs, Override::Allowed);
     hit(&programs.entry, &this);
+    send_hits_signals();
     (this.replaced.get() == Override::Done).into()
 }
 
@@ -223,6 +224,15 @@ pub unsafe extern "C" fn on_return(site: *const Site, regs: *mut PtRegs) {
     let site = unsafe { &*site };
     if let Some(programs) = published(site) {
         hit(&programs.ret, &Hit::probe(regs, Override::Refused));
+        send_hits_signals();
+    }
+}
+
+/// At the end of a hit.
+#[inline]
+fn send_hits_signals() {
+    if let Some(block) = ThreadBlock::existing() {
+        send_signals(block);
     }
 }
 
@@ -244,7 +254,6 @@ fn hit(entries: &[Entry], hit: &Hit) {
     let tid = process::tid(block, pid);
     let who = Who { block, pid, tid, thread: tid };
     entries.iter().for_each(|entry| run_event(entry, &who, hit));
-    send_signals(block);
 }
 
 /// Sends the signals that programs asked for, outside of the callback: their handlers may not come back. The lists of
@@ -331,14 +340,28 @@ unsafe extern "C" fn call(func: u64, ctx: u64, run: u64, _: u64) -> u64 {
     }
 }
 
-/// A program that faulted, or ran out of fuel, does not run again in this process. Also called by runner.rs.
+/// A program that faulted, or ran out of fuel, does not run again in this process.
 #[cold]
-pub(crate) extern "C" fn abandoned(entry: &Entry) {
+fn abandoned(entry: &Entry) {
     ABANDONED.fetch_add(1, Ordering::Relaxed);
     // The control thread takes the link off, and tells the tool.
     if entry.switch.swap(false, Ordering::Relaxed) {
         crate::control::ask();
     }
+}
+
+/// For runner.rs: as [`abandoned`], and what the run holds is given back.
+#[cold]
+pub(crate) unsafe extern "C" fn give_up(entry: &Entry, run: *mut Run) {
+    // SAFETY: the run that has just ended, on the caller's frame.
+    held::let_go(unsafe { &mut *run });
+    abandoned(entry);
+}
+
+/// For runner.rs: signals wait at the end of a hit.
+#[cold]
+pub(crate) extern "C" fn signals_wait(block: &ThreadBlock) {
+    send_signals(block);
 }
 
 /// For runner.rs: a list, when it does not know the thread.

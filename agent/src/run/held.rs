@@ -13,6 +13,9 @@ pub struct Held {
     records: [MaybeUninit<u64>; MOST],
 }
 
+/// For runner.rs: where the count is, which alone has to be written.
+pub(crate) const COUNT: usize = std::mem::offset_of!(Held, count);
+
 impl Held {
     /// None yet. Nothing but the count is written.
     #[inline]

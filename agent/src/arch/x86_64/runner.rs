@@ -9,7 +9,8 @@ use super::entry::thread_block;
 use super::guarded::LIST;
 use crate::hook::ThreadBlock;
 use crate::run::enter::{self, Entry};
-use crate::run::{FUEL, Hit, Run, TailCalls, process};
+use crate::run::helpers::signal;
+use crate::run::{FUEL, Hit, Run, TailCalls, held, process};
 use bpftime_vm::RunHeader;
 use std::arch::global_asm;
 use std::mem::offset_of;
@@ -110,14 +111,16 @@ global_asm!(
     "mov [rsp + {bound}], rbx",
     "mov byte ptr [rsp + {reads}], 0",
     "mov dword ptr [rsp + {tail_calls}], 0",
+    "mov dword ptr [rsp + {held}], 0",
     "mov rdi, [r12 + {ctx}]",
     "mov r9, rsp",
     "call [rbx + {func}]",
     "3:",
-    "mov rax, [rsp + {slot}]",
-    "mov qword ptr [rax], 0", // Page::release
     "cmp qword ptr [rsp + {fuel}], 0",
     "jl 24f",
+    "32:",
+    "mov rax, [rsp + {slot}]",
+    "mov qword ptr [rax], 0", // Page::release
     "4:",
     "add rbx, {entry}",
     "cmp rbx, [r12 + {end}]",
@@ -125,6 +128,9 @@ global_asm!(
     "mov rax, [rsp + {outer}]",
     "mov [r13 + {recover}], rax",
     "9:",
+    "cmp qword ptr [r13 + {signals}], 0",
+    "jne 27f",
+    "92:",
     ".cfi_remember_state",
     "add rsp, {frame}",
     ".cfi_adjust_cfa_offset -{frame}",
@@ -178,11 +184,17 @@ global_asm!(
     "jz 21b",
     "lea rsi, [rsp + {nothing}]",
     "jmp 22b",
-    "24:",
+    "24:", // out of fuel, or a fault
     keep_once!(),
     "mov rdi, rbx",
-    "call {abandoned}",
-    "jmp 4b",
+    "mov rsi, rsp",
+    "call {give_up}",
+    "jmp 32b",
+    "27:", // signals that programs of this hit sent: their handlers may not come back
+    keep_once!(),
+    "mov rdi, r13",
+    "call {signals_wait}",
+    "jmp 92b",
     ".cfi_endproc",
     ".size bpft_run,.-bpft_run",
     ".popsection",
@@ -198,6 +210,8 @@ global_asm!(
     run_owner = const offset_of!(Frame, run) + offset_of!(Run, owner),
     reads = const offset_of!(Frame, run) + offset_of!(Run, reads),
     tail_calls = const offset_of!(Frame, run) + offset_of!(Run, tail) + offset_of!(TailCalls, count),
+    held = const offset_of!(Frame, run) + offset_of!(Run, held) + held::COUNT,
+    signals = const offset_of!(ThreadBlock, run) + signal::QUEUE * 8,
     recover = const offset_of!(ThreadBlock, recover),
     list = const LIST,
     outer = const offset_of!(Frame, outer),
@@ -226,10 +240,17 @@ global_asm!(
     orphan = sym process::ORPHAN,
     run_one = sym enter::run_one,
     run_all = sym enter::run_all,
-    abandoned = sym enter::abandoned,
+    give_up = sym enter::give_up,
+    signals_wait = sym enter::signals_wait,
 );
 // The run comes first: its address, the last argument of every program, is rsp. rsp must be aligned after three pushes.
 const _: () = assert!(offset_of!(Frame, run) == 0 && size_of::<Frame>().is_multiple_of(16));
 // Words that are written as a whole: cpu with the reserved half behind it.
 const _: () = assert!(offset_of!(RunHeader, reserved) == offset_of!(RunHeader, cpu) + 4);
 const _: () = assert!(FUEL <= i32::MAX as i64);
+
+/// Does not compile when a run gets a field: what has to be written of it at the start of a run is to be written above.
+const _: fn(Run) = |run| {
+    let Run { header, bound: _, hit: _, owner: _, reads: _, tail: _, held: _ } = run;
+    let RunHeader { fuel: _, pid_tgid: _, cookie: _, func_ip: _, cpu: _, reserved: _ } = header;
+};

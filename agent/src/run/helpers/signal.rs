@@ -10,8 +10,9 @@ use crate::run::Run;
 use rustix::io::Errno;
 use std::sync::atomic::Ordering::Relaxed;
 
-/// Signals that wait in a thread's block: a byte each, bit 7 set for the thread rather than the process.
-const QUEUE: usize = 2;
+/// Signals that wait in a thread's block ([`ThreadBlock::run`]): a byte each, bit 7 set for the thread rather than the
+/// process. runner.rs looks at the word, too.
+pub(crate) const QUEUE: usize = 2;
 const TO_THREAD: u64 = 0x80;
 /// `_NSIG`.
 const LAST: u32 = 64;
