@@ -16,9 +16,10 @@ mod programs;
 use bpftime_vm::Insn;
 use bpftime_vm::asm::assemble;
 use bpftime_vm::verify::Log;
+use env::world;
 use env::{World, judge};
 use kernel::Kernel;
-use programs::{cases, world};
+use programs::cases;
 use std::time::{Duration, Instant};
 
 const LOADS: usize = 7;

@@ -183,7 +183,7 @@ fn mutants_that_we_accept_the_kernel_accepts() {
     };
     let (mut both, mut neither, mut programs) = (0, 0, 0);
     let mut differences = std::collections::BTreeMap::<String, (usize, String)>::new();
-    let mut random = Random(7);
+    let mut random = Random::new(7);
     for path in files(Path::new(&dir)) {
         let Some(mut c) = read(&path) else { continue };
         if !matches!(c.world.prog_type, 2 | 5 | 7 | 17) || !c.kernel_accepts || c.insns.len() > 2000 {

@@ -1,28 +1,16 @@
 //! Generated programs: what we accept, the kernel accepts, and it runs without a bad access.
 
-use super::env::{World, judge, recorded};
+use super::env::{judge, recorded, world};
+use super::fuzz::{limit, runs_safely, wanted};
 use super::generate::{Generator, Random};
 use super::kernel::Kernel;
-use super::machine::{Machine, NO_HELPER, OUT_OF_FUEL};
-use super::programs::world;
-use bpftime_vm::Insn;
 use bpftime_vm::asm::assemble;
 use bpftime_vm::verify::{Log, Moment, Place};
 use std::collections::BTreeMap;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 /// Programs of a run without `BPFTIME_VERIFY_PROGRAMS`; the time is bounded, too: `BPFTIME_FUZZ_SECONDS`.
 const PROGRAMS: u64 = 1 << 32;
-const SECONDS: u64 = 30;
-
-/// How long programs are generated.
-fn limit() -> Duration {
-    Duration::from_secs(wanted("BPFTIME_FUZZ_SECONDS").unwrap_or(SECONDS))
-}
-
-fn wanted(name: &str) -> Option<u64> {
-    std::env::var(name).ok()?.parse().ok()
-}
 
 /// Numbers in a reason are not what distinguishes it.
 pub fn bucket(reason: &str) -> String {
@@ -35,18 +23,6 @@ pub fn bucket(reason: &str) -> String {
         }
     }
     text
-}
-
-/// Runs an accepted program with random data; panics at a bad access.
-fn runs_safely(insns: &[Insn], world: &World, seed: u64, source: &str, runs: u64) {
-    // Time decides here, too: it may be over on a busy machine.
-    let Some((verified, recorded)) = recorded(insns, world) else { return };
-    for n in 0..runs {
-        match Machine::new(&verified, world, seed.wrapping_mul(31) + n).among(&recorded).run() {
-            Err(e) if e != OUT_OF_FUEL && e != NO_HELPER => panic!("seed {seed}: {e}\n{source}"),
-            _ => {}
-        }
-    }
 }
 
 /// Why the kernel may refuse what we accept.
@@ -121,7 +97,7 @@ fn mangled_programs_never_panic() {
     let world = world("kprobe");
     for seed in 1..4000 {
         let mut insns = assemble(&Generator::program(seed)).unwrap();
-        let mut random = Random(seed | 1);
+        let mut random = Random::new(seed);
         for _ in 0..1 + random.below(6) {
             let at = random.below(insns.len());
             let insn = &mut insns[at];

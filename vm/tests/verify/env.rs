@@ -88,6 +88,78 @@ impl VerifyEnv for World {
     }
 }
 
+fn map(map_type: u32, key: u32, value: u32, entries: u32, flags: u32) -> TestMap {
+    let facts =
+        MapFacts { map_type, key_size: key, value_size: value, max_entries: entries, flags, frozen: false };
+    TestMap { facts, contents: vec![], inner: None }
+}
+
+/// A map-in-map for maps like `inner`.
+fn of_maps(map_type: u32, inner: TestMap) -> TestMap {
+    TestMap { inner: Some(inner.facts), ..map(map_type, 4, 4, 2, 0) }
+}
+
+/// The maps of all programs, at descriptors 100, 101...
+pub fn maps() -> Vec<TestMap> {
+    let mut rodata = map(2, 4, 64, 1, 1 << 7);
+    rodata.facts.frozen = true;
+    rodata.contents = (0..64).map(|n| n + 1).collect();
+    rodata.contents[..8].copy_from_slice(b"hello\0\0\0");
+    rodata.contents[8..24].fill(0);
+    rodata.contents[8] = 5;
+    let mut formats = map(2, 4, 256, 1, 1 << 7);
+    formats.facts.frozen = true;
+    formats.contents = vec![0; 256];
+    for (n, text) in ["%d %s", "%pz", "plain", "%llx %pks %c", "", "%", "\x01", "100%%"].iter().enumerate() {
+        formats.contents[16 * n..16 * n + text.len()].copy_from_slice(text.as_bytes());
+    }
+    vec![
+        map(1, 4, 16, 8, 0),                 // 100: hash
+        map(2, 4, 64, 1, 0),                 // 101: global data
+        rodata,                              // 102: constants
+        map(27, 0, 0, 4096, 0),              // 103: ring buffer
+        map(4, 4, 4, 2, 0),                  // 104: perf event array
+        map(7, 4, 160, 8, 0),                // 105: stack traces
+        map(2, 4, 64, 4, 0),                 // 106: array
+        map(2, 4, 64, 1, 1 << 8),            // 107: write-only for programs
+        map(3, 4, 4, 2, 0),                  // 108: programs
+        map(8, 4, 4, 2, 0),                  // 109: cgroups
+        map(5, 4, 16, 8, 0),                 // 110: per-CPU hash
+        map(22, 0, 16, 8, 0),                // 111: queue
+        map(1, 8, 256, 8, 0),                // 112: hash with large values
+        map(2, 4, 64, 1, 1 << 7),            // 113: read-only for programs, not frozen
+        formats,                             // 114: format strings, every 16 bytes
+        map(23, 0, 16, 8, 0),                // 115: stack
+        map(30, 0, 8, 8, 0),                 // 116: Bloom filter
+        of_maps(12, map(1, 4, 16, 8, 0)),    // 117: array of hashes like 100
+        of_maps(13, map(2, 4, 64, 4, 0)),    // 118: hash of arrays like 106
+        map(9, 4, 16, 8, 0),                 // 119: LRU hash
+        map(11, 8, 16, 8, 1),                // 120: trie
+        map(6, 4, 16, 8, 0),                 // 121: per-CPU array
+        of_maps(12, map(27, 0, 0, 4096, 0)), // 122: array of ring buffers
+        map(31, 0, 0, 4096, 0),              // 123: user ring buffer
+        map(29, 4, 4, 0, 1),                 // 124: values of tasks
+        map(10, 4, 16, 8, 0),                // 125: LRU per-CPU hash
+    ]
+}
+
+/// The world of a program whose header says this: its type, `nongpl`, `sleepable`.
+pub fn world(header: &str) -> World {
+    let prog_type = match header.split(' ').next().unwrap() {
+        "socket" => 1,
+        "kprobe" => 2,
+        "tracepoint" => 5,
+        "perf" => 7,
+        "raw" => 17,
+        "syscall" => 31,
+        other => panic!("program type {other}"),
+    };
+    let mut world = World::new(prog_type, maps());
+    world.gpl = !header.contains("nongpl");
+    world.sleepable = header.contains("sleepable");
+    world
+}
+
 /// Our verdict.
 pub enum Verdict {
     Accepted(Box<Verified>),

@@ -1,20 +1,41 @@
 //! Random programs in the shapes that compilers emit: values are looked up and checked, indices are bounded
 //! (or nearly), numbers are spilled, records reserved. About half of them are safe.
 
+use std::collections::VecDeque;
 use std::fmt::Write;
 
-/// xorshift64*: the same programs for the same seed, everywhere.
-pub struct Random(pub u64);
+/// Decisions. Those of a script come first: that is what a fuzzer changes. Then xorshift64*, the same for the same
+/// seed everywhere.
+pub struct Random {
+    state: u64,
+    script: VecDeque<u8>,
+}
 
 impl Random {
+    pub fn new(seed: u64) -> Random {
+        Random { state: seed | 1, script: VecDeque::new() }
+    }
+
+    pub fn scripted(script: &[u8]) -> Random {
+        Random { script: script.iter().copied().collect(), ..Random::new(0x9e37_79b9_7f4a_7c15) }
+    }
+
     pub fn next(&mut self) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
+        if !self.script.is_empty() {
+            return u64::from_le_bytes([(); 8].map(|()| self.script.pop_front().unwrap_or(0)));
+        }
+        self.state ^= self.state >> 12;
+        self.state ^= self.state << 25;
+        self.state ^= self.state >> 27;
+        self.state.wrapping_mul(0x2545_f491_4f6c_dd1d)
     }
 
     pub fn below(&mut self, n: usize) -> usize {
+        if n <= 256
+            && let Some(byte) = self.script.pop_front()
+        {
+            return usize::from(byte) % n;
+        }
         (self.next() >> 33) as usize % n
     }
 
@@ -55,7 +76,19 @@ pub struct Generator {
 /// r6 is a map value of 64 bytes, r7 to r9 are numbers, r10-8 is a key, r10-64..r10-8 is scratch.
 impl Generator {
     pub fn program(seed: u64) -> String {
-        let random = Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
+        let mut random = Random::new(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+        for _ in 0..8 {
+            random.next();
+        }
+        Generator::with(random)
+    }
+
+    /// The program that a fuzzer's input stands for.
+    pub fn scripted(script: &[u8]) -> String {
+        Generator::with(Random::scripted(script))
+    }
+
+    fn with(random: Random) -> String {
         let mut g = Generator {
             random,
             text: String::new(),
@@ -65,9 +98,6 @@ impl Generator {
             wants_function: false,
             wants_callback: false,
         };
-        for _ in 0..8 {
-            g.random.next();
-        }
         g.main();
         g.text
     }

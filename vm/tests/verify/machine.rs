@@ -51,7 +51,7 @@ impl<'a> Machine<'a> {
             world,
             regions: vec![],
             values: vec![],
-            random: Random(seed | 1),
+            random: Random::new(seed),
             fuel: 20_000,
             records: 0,
             stacks: vec![],

@@ -3,7 +3,10 @@
 mod corpus;
 mod differential;
 mod env;
+mod fuzz;
 mod generate;
+mod guarded;
 mod kernel;
 mod machine;
 mod programs;
+mod twins;
