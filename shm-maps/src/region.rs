@@ -1,5 +1,6 @@
 //! A sealed memfd and our mapping of it.
 
+use crate::PAGE;
 use core::ffi::c_void;
 use core::ptr;
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, fcntl_get_seals, fstat, ftruncate, memfd_create};
@@ -43,11 +44,14 @@ pub fn sealed_size(fd: BorrowedFd<'_>) -> Result<(usize, u64), Errno> {
     Ok((usize::try_from(stat.st_size).map_err(|_| Errno::INVAL)?, stat.st_ino))
 }
 
-/// A mapping, unmapped on drop.
+/// A mapping, unmapped on drop. Those of files lie between pages that nobody may touch, so that an access that leaves
+/// one faults, and ends a program's run, instead of reaching what happens to lie next to it.
 #[derive(Debug)]
 pub struct Region {
     base: *mut u8,
     len: usize,
+    /// Bytes of forbidden pages on either side.
+    guard: usize,
 }
 
 // SAFETY: a Region is an address range; what may be done with its bytes is the holder's contract.
@@ -58,9 +62,10 @@ unsafe impl Sync for Region {}
 impl Region {
     /// Maps the first `len` bytes of `fd`, shared and writable.
     pub fn map(fd: BorrowedFd<'_>, len: usize) -> Result<Region, Errno> {
-        // SAFETY: a new mapping at an address of the kernel's choice aliases nothing of ours.
-        let base = unsafe { mmap(ptr::null_mut(), len, rw(), MapFlags::SHARED, fd, 0) }?;
-        Ok(Region { base: base.cast(), len })
+        let region = Region::reserve(len)?;
+        // SAFETY: the range lies inside the reservation made above, which nobody else uses.
+        unsafe { mmap(region.base.cast(), len, rw(), MapFlags::SHARED | MapFlags::FIXED, fd, 0) }?;
+        Ok(region)
     }
 
     /// As [`Region::map`], with the last `tail` bytes of the file mapped a second time behind the end,
@@ -82,14 +87,19 @@ impl Region {
     }
 
     fn reserve(len: usize) -> Result<Region, Errno> {
-        Region::private(len, ProtFlags::empty())
+        let inner = len.checked_next_multiple_of(PAGE).ok_or(Errno::NOMEM)?;
+        let outer = Region::private(inner.checked_add(2 * PAGE).ok_or(Errno::NOMEM)?, ProtFlags::empty())?;
+        // SAFETY: one page into a mapping of more than two.
+        let base = unsafe { outer.base.add(PAGE) };
+        core::mem::forget(outer);
+        Ok(Region { base, len: inner, guard: PAGE })
     }
 
     fn private(len: usize, prot: ProtFlags) -> Result<Region, Errno> {
         let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
         // SAFETY: a new mapping at an address of the kernel's choice aliases nothing of ours.
         let base = unsafe { mmap_anonymous(ptr::null_mut(), len.max(1), prot, flags) }?;
-        Ok(Region { base: base.cast(), len: len.max(1) })
+        Ok(Region { base: base.cast(), len: len.max(1), guard: 0 })
     }
 
     /// First byte of the mapping.
@@ -100,11 +110,42 @@ impl Region {
 
 impl Drop for Region {
     fn drop(&mut self) {
-        // SAFETY: base and len are those of our own mapping, and no one uses it after drop.
-        let _ = unsafe { munmap(self.base.cast::<c_void>(), self.len) };
+        // SAFETY: our own mapping with its guards, and no one uses it after drop.
+        let _ = unsafe { munmap(self.base.sub(self.guard).cast::<c_void>(), self.len + 2 * self.guard) };
     }
 }
 
 fn rw() -> ProtFlags {
     ProtFlags::READ | ProtFlags::WRITE
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::fd::AsFd;
+
+    /// Permissions of the mapping that has `at`, from /proc/self/maps.
+    fn permissions(at: usize) -> String {
+        let maps = read_to_string("/proc/self/maps").unwrap();
+        let has = |line: &&str| {
+            let (range, _) = line.split_once(' ').unwrap();
+            let (start, end) = range.split_once('-').unwrap();
+            (usize::from_str_radix(start, 16).unwrap()..usize::from_str_radix(end, 16).unwrap()).contains(&at)
+        };
+        maps.lines().find(has).and_then(|l| l.split(' ').nth(1)).unwrap_or("unmapped").to_string()
+    }
+
+    #[test]
+    fn nothing_beside_a_map_can_be_touched() {
+        let fd = create_sealed("guards", PAGE + 1).unwrap();
+        for region in [Region::map(fd.as_fd(), PAGE + 1).unwrap(), {
+            let fd = create_sealed("guards", 2 * PAGE).unwrap();
+            Region::map_doubled(fd.as_fd(), 2 * PAGE, PAGE).unwrap()
+        }] {
+            let base = region.base() as usize;
+            assert_eq!(permissions(base), "rw-s");
+            assert_eq!(permissions(base - 1), "---p");
+            assert_eq!(permissions(base + region.len), "---p");
+        }
+    }
 }
