@@ -3,7 +3,7 @@
 use bpftime_abi::syscall::SYSCALLS;
 use bpftime_abi::{map_type, prog_type};
 use bpftime_shm::session::wire::{
-    LinkKind, LinkSpec, MapRow, Message, ProgSpec, SampleEvent, Side, SyscallEvent, TaskKind,
+    AgentRow, LinkKind, Listing, Message, SampleEvent, Side, SyscallEvent, TaskKind,
 };
 use bpftime_shm::session::{dir, sock};
 use rustix::fd::AsFd;
@@ -18,20 +18,10 @@ use crate::{Failure, say};
 #[derive(clap::Args)]
 pub struct Args {}
 
-/// One tool's session.
-struct Session {
-    pid: i32,
-    command: Vec<u8>,
-    progs: Vec<ProgSpec>,
-    links: Vec<LinkSpec>,
-    maps: Vec<MapRow>,
-    agents: Vec<(i32, u32, u32, Vec<u32>)>,
-}
-
 /// Lists every session; says so when there is none.
 pub fn run(_: &Args) -> Result<ExitCode, Failure> {
     let sockets: Vec<_> = dir::candidates().iter().flat_map(|d| dir::sockets(d)).collect();
-    let sessions: Vec<Session> = sockets.iter().filter_map(|path| ask(path)).collect();
+    let sessions: Vec<Listing> = sockets.iter().filter_map(|path| ask(path)).collect();
     if sessions.is_empty() {
         let dirs: Vec<_> = dir::candidates().iter().map(|d| d.display().to_string()).collect();
         say(format_args!("no sessions in {}", dirs.join(" or ")));
@@ -41,11 +31,9 @@ pub fn run(_: &Args) -> Result<ExitCode, Failure> {
 }
 
 /// A session that does not answer is reported and passed over; one whose tool is gone is removed.
-fn ask(path: &Path) -> Option<Session> {
+fn ask(path: &Path) -> Option<Listing> {
     match listing(path) {
-        Ok(Message::Listing { pid, command, progs, links, maps, agents }) => {
-            Some(Session { pid, command, progs, links, maps, agents })
-        }
+        Ok(Message::Listing(listing)) => Some(listing),
         Err(Errno::CONNREFUSED) => {
             let _ = std::fs::remove_file(path);
             None
@@ -90,7 +78,7 @@ fn sample_name(event: &SampleEvent) -> String {
     format!("sample every {} us{cpu}", event.period / 1000)
 }
 
-fn show(s: &Session) {
+fn show(s: &Listing) {
     say(format_args!("session of pid {}: {}", s.pid, text(&s.command)));
     for p in &s.progs {
         let maps: Vec<_> = p.maps.iter().map(u32::to_string).collect();
@@ -133,7 +121,7 @@ fn show(s: &Session) {
             m.max_entries
         ));
     }
-    for (pid, sites, refused, failed) in &s.agents {
+    for AgentRow { pid, sites, refused, failed } in &s.agents {
         let refused = if *refused > 0 { format!(", {refused} could not be placed") } else { String::new() };
         say(format_args!("  process {pid}: {sites} probes{refused}"));
         for link in failed {

@@ -258,6 +258,14 @@ fn kill_at_random(rng: &mut Rng, work: impl Fn(u64)) {
     }
 }
 
+/// Updates and deletes ten keys until it is killed.
+fn churn(map: &Map, mut rng: Rng) -> ! {
+    loop {
+        let key = rng.below(10) as u32;
+        let _ = if rng.below(3) == 0 { delete(map, key) } else { update(map, key, [9; 2], 0, 1) };
+    }
+}
+
 #[test]
 fn kill_9_loses_no_node_of_a_hash() {
     let (fd, map) = hash(6);
@@ -266,14 +274,7 @@ fn kill_9_loses_no_node_of_a_hash() {
     for owner in 1..=400u16 {
         let theirs = Map::open(fd.as_fd()).expect("open");
         theirs.set_owner(owner);
-        kill_at_random(&mut rng, |seed| {
-            let mut rng = Rng(seed | 1);
-            loop {
-                let key = rng.below(10) as u32;
-                let _ =
-                    if rng.below(3) == 0 { delete(&theirs, key) } else { update(&theirs, key, [9; 2], 0, 1) };
-            }
-        });
+        kill_at_random(&mut rng, |seed| churn(&theirs, Rng(seed | 1)));
         repairs += map.recover(owner);
         holds_exactly(&map, 6);
     }
@@ -298,17 +299,7 @@ fn kill_9_while_others_go_on() {
         for owner in 1..=200u16 {
             let theirs = Map::open(fd.as_fd()).expect("open");
             theirs.set_owner(owner);
-            kill_at_random(&mut rng, |seed| {
-                let mut rng = Rng(seed | 1);
-                loop {
-                    let key = rng.below(10) as u32;
-                    let _ = if rng.below(3) == 0 {
-                        delete(&theirs, key)
-                    } else {
-                        update(&theirs, key, [9; 2], 0, 1)
-                    };
-                }
-            });
+            kill_at_random(&mut rng, |seed| churn(&theirs, Rng(seed | 1)));
             map.recover(owner);
         }
         stop.store(true, SeqCst);

@@ -25,17 +25,17 @@ fn sessions() -> impl Iterator<Item = PathBuf> {
 }
 
 /// Asks one session.
-fn ask(path: &Path, request: &Request) -> Result<(Reply, Option<OwnedFd>), Errno> {
+fn ask(path: &Path, request: Request) -> Result<(Reply, Option<OwnedFd>), Errno> {
     let sock = sock::connect(path)?;
-    sock::send(sock.as_fd(), &Message::Inspect(request.encode()).encode(), &[])?;
+    sock::send(sock.as_fd(), &Message::Inspect(request).encode(), &[])?;
     let msg = sock::recv(sock.as_fd(), false)?;
     let Message::Inspected(reply) = Message::decode(&msg.bytes)? else { return Err(Errno::PROTO) };
-    Ok((Reply::decode(&reply)?, msg.fds.into_iter().next()))
+    Ok((reply, msg.fds.into_iter().next()))
 }
 
 /// The ids of all objects of `kind` in other sessions. A session that does not answer has none.
 pub fn ids(kind: Kind) -> Vec<u32> {
-    let of = |path: PathBuf| match ask(&path, &Request::Ids(kind)) {
+    let of = |path: PathBuf| match ask(&path, Request::Ids(kind)) {
         Ok((Reply::Ids(ids), _)) => ids,
         _ => Vec::new(),
     };
@@ -45,7 +45,7 @@ pub fn ids(kind: Kind) -> Vec<u32> {
 /// A descriptor for the object of another session, which is an object of this process from now on.
 pub fn open(kind: Kind, id: u32) -> Result<OwnedFd, Errno> {
     let found = sessions().find_map(|path| {
-        let (reply, fd) = ask(&path, &Request::Get(kind, id)).ok()?;
+        let (reply, fd) = ask(&path, Request::Get(kind, id)).ok()?;
         (!matches!(reply, Reply::Refused(_))).then_some((path, reply, fd))
     });
     let (path, reply, fd) = found.ok_or(Errno::NOENT)?;
@@ -98,7 +98,7 @@ fn map_object(id: u32, fd: &OwnedFd) -> Result<Arc<MapObject>, Errno> {
 
 fn prog_object(path: &Path, row: ProgRow, fd: &OwnedFd) -> Result<Arc<ProgObject>, Errno> {
     let map = |id: &u32| -> Result<Arc<MapObject>, Errno> {
-        let (_, fd) = ask(path, &Request::Get(Kind::Map, *id))?;
+        let (_, fd) = ask(path, Request::Get(Kind::Map, *id))?;
         map_object(*id, &fd.ok_or(Errno::PROTO)?)
     };
     let maps = row.spec.maps.iter().map(map).collect::<Result<_, _>>()?;
@@ -121,7 +121,7 @@ fn prog_object(path: &Path, row: ProgRow, fd: &OwnedFd) -> Result<Arc<ProgObject
 }
 
 fn link_object(path: &Path, row: LinkRow) -> Result<(OwnedFd, LinkObject), Errno> {
-    let (reply, fd) = ask(path, &Request::Get(Kind::Prog, row.prog))?;
+    let (reply, fd) = ask(path, Request::Get(Kind::Prog, row.prog))?;
     let (Reply::Prog(prog), Some(fd)) = (reply, fd) else { return Err(Errno::NOENT) };
     let prog = prog_object(path, prog, &fd)?;
     let (tool, _) = fds::event_pair()?;
@@ -135,7 +135,7 @@ pub fn event(pid: u32, fd: i32) -> Result<EventRow, Errno> {
     let is_theirs = |p: &PathBuf| p.file_name().is_some_and(|n| n.to_string_lossy().starts_with(&theirs));
     // A process without a session has no event with a program.
     let path = sessions().find(is_theirs).ok_or(crate::cmd::ENOTSUPP)?;
-    match ask(&path, &Request::Event(fd))?.0 {
+    match ask(&path, Request::Event(fd))?.0 {
         Reply::Event(row) => Ok(row),
         Reply::Refused(errno) => Err(Errno::from_raw_os_error(errno)),
         _ => Err(Errno::PROTO),

@@ -1,16 +1,19 @@
 //! Messages between a session's broker (in the tool) and its agents, and `bpftime ps`.
 //!
-//! One enum, one encoding: a kind byte, then the fields in order, integers little-endian, byte strings with a 32-bit
-//! length. Decoding never trusts a length and rejects what is left over.
+//! One enum, encoded by postcard. Decoding never trusts a length and rejects what is left over. The two ends need not be of
+//! one build: whoever changes a type here raises [`VERSION`], which stays in the first field of the first variant.
 
+use super::inspect;
 use bpftime_abi::task::Row;
 use rustix::io::Errno;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 
 /// Version of this protocol; the two ends must agree.
-pub const VERSION: u32 = 5;
+pub const VERSION: u32 = 6;
 
 /// Where in a file a link's probes stand.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Point {
     /// Offset in the file.
     pub offset: u64,
@@ -21,7 +24,7 @@ pub struct Point {
 }
 
 /// Which side of a system call an event stands on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Side {
     /// Before the kernel does it.
     Enter,
@@ -30,8 +33,7 @@ pub enum Side {
 }
 
 /// What a program at a system call gets as its context.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[repr(u8)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum CallContext {
     /// The record that tracefs's format files describe.
     Record,
@@ -43,7 +45,7 @@ pub enum CallContext {
 }
 
 /// System calls of the target.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct SyscallEvent {
     /// Before or after.
     pub side: Side,
@@ -56,7 +58,7 @@ pub struct SyscallEvent {
 }
 
 /// Samples of the threads' processor time.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct SampleEvent {
     /// Nanoseconds of a thread's processor time between two samples.
     pub period: u64,
@@ -67,7 +69,7 @@ pub struct SampleEvent {
 }
 
 /// What happens to a task.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum TaskKind {
     /// sched_process_fork: it made another.
     Fork,
@@ -78,7 +80,7 @@ pub enum TaskKind {
 }
 
 /// Tasks of the target that come and go.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct TaskEvent {
     /// Which event.
     pub kind: TaskKind,
@@ -87,7 +89,7 @@ pub struct TaskEvent {
 }
 
 /// What a link attaches to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum LinkKind {
     /// The points of a file that [`LinkSpec`] names.
     Uprobe,
@@ -100,7 +102,7 @@ pub enum LinkKind {
 }
 
 /// A link to functions of a file (uprobe, uretprobe, USDT), or to system calls.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LinkSpec {
     /// What kind of link.
     pub kind: LinkKind,
@@ -123,7 +125,7 @@ pub struct LinkSpec {
 }
 
 /// One program, for agents and for listings.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ProgSpec {
     /// Id in its session.
     pub prog: u32,
@@ -136,7 +138,7 @@ pub struct ProgSpec {
 }
 
 /// One map, for listings.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MapRow {
     /// Id in its session.
     pub map: u32,
@@ -152,8 +154,38 @@ pub struct MapRow {
     pub name: Vec<u8>,
 }
 
+/// One process that is connected to a session, for listings.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AgentRow {
+    /// Its pid.
+    pub pid: i32,
+    /// Probes of the session that are in its text.
+    pub sites: u32,
+    /// Probes that were wanted there and could not be placed.
+    pub refused: u32,
+    /// Links that were taken off there because their program faulted or did not end.
+    pub failed: Vec<u32>,
+}
+
+/// A session as `bpftime ps` shows it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Listing {
+    /// Pid of the tool.
+    pub pid: i32,
+    /// Its command line.
+    pub command: Vec<u8>,
+    /// Programs.
+    pub progs: Vec<ProgSpec>,
+    /// Links.
+    pub links: Vec<LinkSpec>,
+    /// Maps.
+    pub maps: Vec<MapRow>,
+    /// Connected agents.
+    pub agents: Vec<AgentRow>,
+}
+
 /// What travels on a session's socket.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Message {
     /// Agent: first message of a process.
     Hello {
@@ -233,314 +265,38 @@ pub enum Message {
     List,
     /// `bpftime trace-pipe`: the session page, please. The same message with its descriptor is the answer.
     Text,
-    /// Another tool: an encoded [`super::inspect::Request`].
-    Inspect(Vec<u8>),
-    /// Tool: an encoded [`super::inspect::Reply`], with the object's descriptor.
-    Inspected(Vec<u8>),
+    /// Another tool: a question about objects.
+    Inspect(inspect::Request),
+    /// Tool: the answer, with the object's descriptor.
+    Inspected(inspect::Reply),
     /// Tool: answer to [`Message::List`].
-    Listing {
-        /// Pid of the tool.
-        pid: i32,
-        /// Its command line.
-        command: Vec<u8>,
-        /// Programs.
-        progs: Vec<ProgSpec>,
-        /// Links.
-        links: Vec<LinkSpec>,
-        /// Maps.
-        maps: Vec<MapRow>,
-        /// Connected agents: pid, sites, refused, failed links.
-        agents: Vec<(i32, u32, u32, Vec<u32>)>,
-    },
+    Listing(Listing),
 }
 
-/// The kind bytes of task events begin here.
-const TASK: u8 = 10;
-
-/// Appends values to a message.
-#[derive(Default)]
-pub(super) struct Writer(pub(super) Vec<u8>);
-
-impl Writer {
-    pub(super) fn u8(&mut self, v: u8) {
-        self.0.push(v);
-    }
-    pub(super) fn u32(&mut self, v: u32) {
-        self.0.extend_from_slice(&v.to_le_bytes());
-    }
-    pub(super) fn u64(&mut self, v: u64) {
-        self.0.extend_from_slice(&v.to_le_bytes());
-    }
-    pub(super) fn bytes(&mut self, v: &[u8]) {
-        self.u32(v.len() as u32);
-        self.0.extend_from_slice(v);
-    }
-    pub(super) fn list<T>(&mut self, v: &[T], each: impl Fn(&mut Self, &T)) {
-        self.u32(v.len() as u32);
-        v.iter().for_each(|x| each(self, x));
-    }
-    pub(super) fn prog(&mut self, p: &ProgSpec) {
-        self.u32(p.prog);
-        self.u32(p.prog_type);
-        self.bytes(&p.name);
-        self.list(&p.maps, |w, m| w.u32(*m));
-    }
-    fn link_kind(&mut self, kind: LinkKind) {
-        match kind {
-            LinkKind::Uprobe => self.u8(0),
-            LinkKind::Syscall(e) => {
-                self.u8(1);
-                self.u8((e.side == Side::Exit).into());
-                self.u8(e.context as u8);
-                self.u32(e.nr.unwrap_or(u32::MAX));
-                self.u64(e.cookie);
-            }
-            LinkKind::Task(e) => {
-                self.u8(TASK + e.kind as u8);
-                self.u64(e.cookie);
-            }
-            LinkKind::Sample(e) => {
-                self.u8(2);
-                self.u64(e.period);
-                self.u32(e.cpu.unwrap_or(u32::MAX));
-                self.u64(e.cookie);
-            }
-        }
-    }
-    fn link(&mut self, l: &LinkSpec) {
-        self.link_kind(l.kind);
-        self.u32(l.link);
-        self.u32(l.prog);
-        self.u8(l.ret.into());
-        self.u32(l.pid as u32);
-        self.u64(l.dev);
-        self.u64(l.ino);
-        self.bytes(&l.path);
-        self.list(&l.points, |w, p| {
-            w.u64(p.offset);
-            w.u64(p.ref_ctr_offset);
-            w.u64(p.cookie);
-        });
-    }
-    fn map_row(&mut self, m: &MapRow) {
-        for v in [m.map, m.map_type, m.key_size, m.value_size, m.max_entries] {
-            self.u32(v);
-        }
-        self.bytes(&m.name);
-    }
+/// The bytes of a message: postcard's, which has no other meaning for them.
+pub(super) fn encode(message: &impl Serialize) -> Vec<u8> {
+    // Only sequences of unknown length cannot be written, and there are none here: were there one, the peer would
+    // refuse an empty message.
+    postcard::to_allocvec(message).unwrap_or_default()
 }
 
-/// Takes values off a message; every step checks what is left.
-pub(super) struct Reader<'a>(pub(super) &'a [u8]);
-
-impl<'a> Reader<'a> {
-    fn take(&mut self, n: usize) -> Result<&'a [u8], Errno> {
-        let (head, tail) = self.0.split_at_checked(n).ok_or(Errno::BADMSG)?;
-        self.0 = tail;
-        Ok(head)
+/// What [`encode`] made; `EBADMSG` for anything else, and for what is left over.
+pub(super) fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Errno> {
+    match postcard::take_from_bytes(bytes) {
+        Ok((message, [])) => Ok(message),
+        _ => Err(Errno::BADMSG),
     }
-    pub(super) fn u8(&mut self) -> Result<u8, Errno> {
-        Ok(self.take(1)?[0])
-    }
-    pub(super) fn u32(&mut self) -> Result<u32, Errno> {
-        self.take(4)?.try_into().map(u32::from_le_bytes).map_err(|_| Errno::BADMSG)
-    }
-    pub(super) fn u64(&mut self) -> Result<u64, Errno> {
-        self.take(8)?.try_into().map(u64::from_le_bytes).map_err(|_| Errno::BADMSG)
-    }
-    pub(super) fn bytes(&mut self) -> Result<Vec<u8>, Errno> {
-        let n = self.u32()? as usize;
-        Ok(self.take(n)?.to_vec())
-    }
-    pub(super) fn list<T>(&mut self, each: impl Fn(&mut Self) -> Result<T, Errno>) -> Result<Vec<T>, Errno> {
-        let n = self.u32()? as usize;
-        // Every element takes at least one byte, so a length beyond the rest is a lie.
-        if n > self.0.len() {
-            return Err(Errno::BADMSG);
-        }
-        (0..n).map(|_| each(self)).collect()
-    }
-    pub(super) fn prog(&mut self) -> Result<ProgSpec, Errno> {
-        Ok(ProgSpec {
-            prog: self.u32()?,
-            prog_type: self.u32()?,
-            name: self.bytes()?,
-            maps: self.list(Self::u32)?,
-        })
-    }
-    fn point(&mut self) -> Result<Point, Errno> {
-        Ok(Point { offset: self.u64()?, ref_ctr_offset: self.u64()?, cookie: self.u64()? })
-    }
-    fn link_kind(&mut self) -> Result<LinkKind, Errno> {
-        Ok(match self.u8()? {
-            0 => LinkKind::Uprobe,
-            1 => LinkKind::Syscall(SyscallEvent {
-                side: if self.u8()? == 0 { Side::Enter } else { Side::Exit },
-                context: match self.u8()? {
-                    0 => CallContext::Record,
-                    1 => CallContext::Arguments,
-                    _ => CallContext::Function,
-                },
-                nr: Some(self.u32()?).filter(|nr| *nr != u32::MAX),
-                cookie: self.u64()?,
-            }),
-            2 => LinkKind::Sample(SampleEvent {
-                period: self.u64()?,
-                cpu: Some(self.u32()?).filter(|cpu| *cpu != u32::MAX),
-                cookie: self.u64()?,
-            }),
-            kind => {
-                let kinds = [TaskKind::Fork, TaskKind::Exec, TaskKind::Exit];
-                let kind = kinds.into_iter().find(|k| TASK + *k as u8 == kind).ok_or(Errno::BADMSG)?;
-                LinkKind::Task(TaskEvent { kind, cookie: self.u64()? })
-            }
-        })
-    }
-    fn link(&mut self) -> Result<LinkSpec, Errno> {
-        Ok(LinkSpec {
-            kind: self.link_kind()?,
-            link: self.u32()?,
-            prog: self.u32()?,
-            ret: self.u8()? != 0,
-            pid: self.u32()? as i32,
-            dev: self.u64()?,
-            ino: self.u64()?,
-            path: self.bytes()?,
-            points: self.list(Self::point)?,
-        })
-    }
-    fn map_row(&mut self) -> Result<MapRow, Errno> {
-        Ok(MapRow {
-            map: self.u32()?,
-            map_type: self.u32()?,
-            key_size: self.u32()?,
-            value_size: self.u32()?,
-            max_entries: self.u32()?,
-            name: self.bytes()?,
-        })
-    }
-    fn task_row(&mut self) -> Result<Row, Errno> {
-        let mut half = || u16::try_from(self.u32()?).map_err(|_| Errno::BADMSG);
-        Ok(Row { field: half()?, offset: half()? })
-    }
-    fn agent(&mut self) -> Result<(i32, u32, u32, Vec<u32>), Errno> {
-        Ok((self.u32()? as i32, self.u32()?, self.u32()?, self.list(Reader::u32)?))
-    }
-}
-
-mod kind {
-    pub const HELLO: u8 = 1;
-    pub const WELCOME: u8 = 2;
-    pub const MAP: u8 = 3;
-    pub const PERF_SLOT: u8 = 4;
-    pub const PROG: u8 = 5;
-    pub const LINK: u8 = 6;
-    pub const UNLINK: u8 = 7;
-    pub const DROP: u8 = 8;
-    pub const SYNC: u8 = 9;
-    pub const ACK: u8 = 10;
-    pub const LIST: u8 = 11;
-    pub const LISTING: u8 = 12;
-    pub const TASK: u8 = 20;
-    pub const INSPECT: u8 = 23;
-    pub const INSPECTED: u8 = 24;
-    pub const MEMBER: u8 = 13;
-    pub const TEXT: u8 = 21;
 }
 
 impl Message {
     /// The message as bytes.
     pub fn encode(&self) -> Vec<u8> {
-        let mut w = Writer::default();
-        match self {
-            Self::Hello { version } => (w.u8(kind::HELLO), w.u32(*version)).1,
-            Self::Welcome { session, owner, cpus } => {
-                w.u8(kind::WELCOME);
-                w.u64(*session);
-                w.u32(*owner);
-                w.u32(*cpus);
-            }
-            Self::Map { map } => (w.u8(kind::MAP), w.u32(*map)).1,
-            Self::PerfSlot { map, index } => (w.u8(kind::PERF_SLOT), w.u32(*map), w.u32(*index)).2,
-            Self::Task { rows } => {
-                w.u8(kind::TASK);
-                w.list(rows, |w, r| (w.u32(r.field.into()), w.u32(r.offset.into())).1);
-            }
-            Self::Member { container, object, present } => {
-                w.u8(kind::MEMBER);
-                w.u32(*container);
-                w.u32(*object);
-                w.u8((*present).into());
-            }
-            Self::Prog(p) => (w.u8(kind::PROG), w.prog(p)).1,
-            Self::Link(l) => (w.u8(kind::LINK), w.link(l)).1,
-            Self::Unlink { link } => (w.u8(kind::UNLINK), w.u32(*link)).1,
-            Self::Drop { progs, maps } => {
-                w.u8(kind::DROP);
-                w.list(progs, |w, v| w.u32(*v));
-                w.list(maps, |w, v| w.u32(*v));
-            }
-            Self::Sync { seq } => (w.u8(kind::SYNC), w.u64(*seq)).1,
-            Self::Ack { seq, sites, refused, failed } => {
-                w.u8(kind::ACK);
-                w.u64(*seq);
-                w.u32(*sites);
-                w.u32(*refused);
-                w.list(failed, |w, v| w.u32(*v));
-            }
-            Self::List => w.u8(kind::LIST),
-            Self::Text => w.u8(kind::TEXT),
-            Self::Inspect(request) => (w.u8(kind::INSPECT), w.bytes(request)).1,
-            Self::Inspected(reply) => (w.u8(kind::INSPECTED), w.bytes(reply)).1,
-            Self::Listing { pid, command, progs, links, maps, agents } => {
-                w.u8(kind::LISTING);
-                w.u32(*pid as u32);
-                w.bytes(command);
-                w.list(progs, Writer::prog);
-                w.list(links, Writer::link);
-                w.list(maps, Writer::map_row);
-                w.list(agents, |w, (pid, sites, refused, failed)| {
-                    [*pid as u32, *sites, *refused].iter().for_each(|v| w.u32(*v));
-                    w.list(failed, |w, v| w.u32(*v));
-                });
-            }
-        }
-        w.0
+        encode(self)
     }
 
     /// Reads a message; `EBADMSG` for anything that [`Message::encode`] does not produce.
     pub fn decode(bytes: &[u8]) -> Result<Self, Errno> {
-        let mut r = Reader(bytes);
-        let msg = match r.u8()? {
-            kind::HELLO => Self::Hello { version: r.u32()? },
-            kind::WELCOME => Self::Welcome { session: r.u64()?, owner: r.u32()?, cpus: r.u32()? },
-            kind::MAP => Self::Map { map: r.u32()? },
-            kind::PERF_SLOT => Self::PerfSlot { map: r.u32()?, index: r.u32()? },
-            kind::TASK => Self::Task { rows: r.list(Reader::task_row)? },
-            kind::MEMBER => Self::Member { container: r.u32()?, object: r.u32()?, present: r.u8()? == 1 },
-            kind::PROG => Self::Prog(r.prog()?),
-            kind::LINK => Self::Link(r.link()?),
-            kind::UNLINK => Self::Unlink { link: r.u32()? },
-            kind::DROP => Self::Drop { progs: r.list(Reader::u32)?, maps: r.list(Reader::u32)? },
-            kind::SYNC => Self::Sync { seq: r.u64()? },
-            kind::ACK => {
-                Self::Ack { seq: r.u64()?, sites: r.u32()?, refused: r.u32()?, failed: r.list(Reader::u32)? }
-            }
-            kind::LIST => Self::List,
-            kind::TEXT => Self::Text,
-            kind::INSPECT => Self::Inspect(r.bytes()?),
-            kind::INSPECTED => Self::Inspected(r.bytes()?),
-            kind::LISTING => Self::Listing {
-                pid: r.u32()? as i32,
-                command: r.bytes()?,
-                progs: r.list(Reader::prog)?,
-                links: r.list(Reader::link)?,
-                maps: r.list(Reader::map_row)?,
-                agents: r.list(Reader::agent)?,
-            },
-            _ => return Err(Errno::BADMSG),
-        };
-        if r.0.is_empty() { Ok(msg) } else { Err(Errno::BADMSG) }
+        decode(bytes)
     }
 }
 
@@ -586,16 +342,16 @@ mod tests {
             Message::Ack { seq: 77, sites: 1, refused: 2, failed: vec![9, 8] },
             Message::List,
             Message::Text,
-            Message::Inspect(vec![1, 2]),
-            Message::Inspected(vec![]),
-            Message::Listing {
+            Message::Inspect(inspect::Request::Event(-1)),
+            Message::Inspected(inspect::Reply::Refused(2)),
+            Message::Listing(Listing {
                 pid: 12,
                 command: b"bpftrace".to_vec(),
                 progs: vec![prog],
                 links: vec![link()],
                 maps: vec![map],
-                agents: vec![(1, 2, 3, vec![4])],
-            },
+                agents: vec![AgentRow { pid: 1, sites: 2, refused: 3, failed: vec![4] }],
+            }),
         ]
     }
 

@@ -16,12 +16,12 @@ use std::os::unix::fs::MetadataExt;
 use std::sync::PoisonError;
 
 /// The answer, with a descriptor.
-pub fn answer(request: &[u8]) -> (Reply, Option<OwnedFd>) {
-    let answered = Request::decode(request).and_then(|request| match request {
+pub fn answer(request: Request) -> (Reply, Option<OwnedFd>) {
+    let answered = match request {
         Request::Ids(kind) => Ok((Reply::Ids(ids(kind)), None)),
         Request::Get(kind, id) => describe(kind, id),
         Request::Event(fd) => event(fd).map(|row| (Reply::Event(row), None)),
-    });
+    };
     answered.unwrap_or_else(|errno| (Reply::Refused(errno.raw_os_error()), None))
 }
 

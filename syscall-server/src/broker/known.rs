@@ -1,7 +1,7 @@
 //! What the session consists of, as it would be told to an agent that connects now.
 
 use bpftime_abi::task::Row;
-use bpftime_shm::session::wire::{LinkSpec, MapRow, Message, ProgSpec};
+use bpftime_shm::session::wire::{AgentRow, LinkSpec, Listing, MapRow, Message, ProgSpec};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -139,8 +139,8 @@ impl Known {
     }
 
     /// The session for `bpftime ps`.
-    pub fn listing(&self, agents: Vec<(i32, u32, u32, Vec<u32>)>) -> Message {
-        Message::Listing {
+    pub fn listing(&self, agents: Vec<AgentRow>) -> Listing {
+        Listing {
             pid: std::process::id() as i32,
             command: std::fs::read("/proc/self/cmdline").unwrap_or_default(),
             progs: self.progs.values().map(|(p, _)| p.clone()).collect(),

@@ -3,7 +3,7 @@
 use super::known::Known;
 use bpftime_shm::session::page::Page;
 use bpftime_shm::session::sock;
-use bpftime_shm::session::wire::{Message, VERSION};
+use bpftime_shm::session::wire::{AgentRow, Message, VERSION};
 use rustix::event::epoll::{self, EventData, EventFlags};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -210,15 +210,14 @@ impl Broker {
         sock::set_timeout(&conn, Duration::from_millis(500))?;
         match Message::decode(&sock::recv(conn.as_fd(), false)?.bytes)? {
             Message::List => {
-                let agents =
-                    self.agents.iter().map(|a| (a.pid, a.sites, a.refused, a.failed.clone())).collect();
-                sock::send(conn.as_fd(), &self.known.listing(agents).encode(), &[])
+                let listing = self.known.listing(self.agents.iter().map(Agent::row).collect());
+                sock::send(conn.as_fd(), &Message::Listing(listing).encode(), &[])
             }
             Message::Text => sock::send(conn.as_fd(), &Message::Text.encode(), &[self.page_fd.as_fd()]),
             Message::Inspect(request) => {
-                let (reply, fd) = super::inspect::answer(&request);
+                let (reply, fd) = super::inspect::answer(request);
                 let fd = fd.as_ref().map(AsFd::as_fd);
-                sock::send(conn.as_fd(), &Message::Inspected(reply.encode()).encode(), fd.as_slice())
+                sock::send(conn.as_fd(), &Message::Inspected(reply).encode(), fd.as_slice())
             }
             Message::Hello { version: VERSION } => self.welcome(conn, pid),
             _ => Err(Errno::PROTO),
@@ -364,6 +363,12 @@ struct Ready {
     links: Vec<u32>,
     /// Owner indices.
     agents: Vec<u32>,
+}
+
+impl Agent {
+    fn row(&self) -> AgentRow {
+        AgentRow { pid: self.pid, sites: self.sites, refused: self.refused, failed: self.failed.clone() }
+    }
 }
 
 /// Takes one message of an agent; false when there is none. Nothing an agent says is trusted beyond its own counts.

@@ -199,11 +199,13 @@ pub(super) struct Effect {
     pub slots_written: u64,
 }
 
-const fn bit(reg: Reg) -> u16 {
+/// A register, as a set of one.
+pub(super) const fn bit(reg: Reg) -> u16 {
     1 << reg.index()
 }
 
-fn operand(src: Operand) -> u16 {
+/// The registers that an operand is.
+pub(super) fn operand(src: Operand) -> u16 {
     match src {
         Operand::Reg(reg) => bit(reg),
         Operand::Imm(_) => 0,

@@ -12,7 +12,7 @@
 //! comparisons that were both walked; comparisons of two registers count as mattering, since they refine
 //! each other.
 
-use super::live::{Effect, Live, Liveness, Value, rounds};
+use super::live::{Effect, Live, Liveness, Value, bit, operand, rounds};
 use super::state::SLOTS;
 use crate::isa::{AluOp, Callee, Op, Operand, Reg, Width};
 use crate::program::Program;
@@ -161,16 +161,5 @@ impl Place<'_> {
         if matters {
             need.regs |= operand(src);
         }
-    }
-}
-
-const fn bit(reg: Reg) -> u16 {
-    1 << reg.index()
-}
-
-fn operand(src: Operand) -> u16 {
-    match src {
-        Operand::Reg(reg) => bit(reg),
-        Operand::Imm(_) => 0,
     }
 }
