@@ -2,7 +2,8 @@
 //! header. Both sides compile against this file; the layout is asserted here and nowhere else.
 //!
 //! Every function of a program and every helper is a [`BpfFn`]: r1-r5 in the five argument registers, the
-//! run in the sixth, r0 as result. A helper that takes a callback gets the address of a [`BpfFn`] and calls
+//! run in the sixth, r0 as result. Compiled code uses no string instruction (movs, stos, scas and their like): a probe may
+//! stand where the direction flag is set, and whoever runs the program leaves it so. A helper that takes a callback gets the address of a [`BpfFn`] and calls
 //! it the same way, with the run it was given.
 
 /// A compiled function of a program, or a helper.

@@ -58,13 +58,13 @@ pub use site::{Site, Want};
 pub use thread::{BLOCKLESS, Mute, ThreadBlock};
 
 pub(crate) use made::original_rip;
-pub(crate) use returns::RUN;
+pub(crate) use returns::{RUN, STEP};
 pub(crate) use site::{DIRECT_OFFSET, RETURN as RETURN_ONLY, THUNK_OFFSET, WANT_OFFSET};
 pub(crate) use syscall::{
-    on_dispatch_enter, on_dispatch_exit, on_syscall_enter, on_syscall_exit, vfork_child,
+    SyscallSite, on_dispatch_enter, on_dispatch_exit, on_syscall_enter, on_syscall_exit, vfork_child,
 };
 pub(crate) use thread::{CURSOR_OFFSET, FIRST_RUN_OFFSET};
-pub(crate) use thunk::{COPY, GO_ON, LEAVE};
+pub(crate) use thunk::{COPY, LEAVE};
 pub(crate) use trap::trapped;
 
 use crate::arch::{PtRegs, stubs};

@@ -25,8 +25,12 @@ const _: () = assert!(RUN.is_power_of_two());
 const RUNS: usize = stubs::STUBS / RUN;
 /// No run.
 pub(super) const NO_RUN: u32 = u32::MAX;
-/// A cursor is `run << 32 | slots used in it`; with no run it counts as full, so that the first push takes one.
+/// A cursor is `next slot << 32 | slots used in its run`, the slot as the offset in bytes that stubs and slots share. With
+/// no run it counts as full, so that the first push takes one.
 pub(super) const NO_CURSOR: u64 = (NO_RUN as u64) << 32 | RUN as u64;
+/// The difference between a cursor and the next.
+pub(crate) const STEP: u64 = (stubs::STRIDE as u64) << 32 | 1;
+const _: () = assert!(stubs::STUBS * stubs::STRIDE < NO_RUN as usize);
 /// `sp` of a slot being filled in: never dropped.
 const FILLING: usize = usize::MAX;
 
@@ -45,12 +49,16 @@ impl Cursor {
     #[inline(always)]
     fn of(b: &ThreadBlock) -> Self {
         let c = b.cursor.load(Relaxed);
-        Self { run: (c >> 32) as u32, top: c as u32 }
+        if c == NO_CURSOR {
+            return Self { run: NO_RUN, top: RUN as u32 };
+        }
+        let top = c as u32;
+        Self { run: ((c >> 32) as u32 / stubs::STRIDE as u32 - top) / RUN as u32, top }
     }
     /// One store: a signal handler sees the old or the new cursor.
     #[inline(always)]
     fn save(self, b: &ThreadBlock) {
-        b.cursor.store((self.run as u64) << 32 | self.top as u64, Relaxed);
+        b.cursor.store(((self.index() * stubs::STRIDE) as u64) << 32 | self.top as u64, Relaxed);
     }
     #[inline(always)]
     fn index(self) -> usize {

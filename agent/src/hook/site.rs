@@ -45,11 +45,11 @@ pub struct Site {
     /// The opaque list that the callbacks read. Published by the control thread with Release; what it replaced may be
     /// freed after [`super::Engine::quiesce`].
     pub programs: AtomicPtr<()>,
-    /// What arch/x86_64/entry.rs and exit.rs run without calling back; null: they call back. As `programs`.
+    /// What arch/x86_64/entry.rs and exit.rs run without calling back; they call back if it says so. As `programs`.
     pub direct: AtomicPtr<Direct>,
 }
 
-// entry.rs: `mov rax, [rdi]` is the address
+// entry.rs, and its unwind information: the word at the site is the address
 const _: () = assert!(std::mem::offset_of!(Site, addr) == 0);
 
 impl Site {
@@ -60,13 +60,18 @@ impl Site {
             thunk: AtomicUsize::new(0),
             callbacks,
             programs: AtomicPtr::new(std::ptr::null_mut()),
-            direct: AtomicPtr::new(std::ptr::null_mut()),
+            direct: AtomicPtr::new(Direct::long_way()),
         }))
     }
 
     pub(super) fn set_want(&self, want: Want) {
         let bits = if want.entry { ENTRY } else { 0 } | if want.ret { RETURN } else { 0 };
         self.want.store(bits, Release);
+    }
+
+    /// Whether the assembly may run what stands here.
+    pub fn is_direct(&self) -> bool {
+        self.direct.load(Relaxed) != Direct::long_way()
     }
 
     /// What is wanted here now.

@@ -5,6 +5,7 @@ use crate::arch::syscall::{FORKS, OWN, Parts};
 use crate::arch::{PtRegs, dispatch, sys};
 use crate::run::process;
 use crate::syscalls::{self, Before, effects as calls};
+use std::mem::offset_of;
 use std::sync::atomic::Ordering::*;
 
 /// One rewritten `syscall` instruction. Never freed.
@@ -16,7 +17,7 @@ pub struct SyscallSite {
     thunk: usize,
     parts: Parts,
 }
-const _: () = assert!(std::mem::offset_of!(SyscallSite, after) == 0);
+const _: () = assert!(offset_of!(SyscallSite, after) == 0);
 
 impl SyscallSite {
     /// Memory for a site; its address goes into the thunk.
@@ -32,6 +33,14 @@ impl SyscallSite {
         // SAFETY: the caller's promise.
         unsafe { site.write(Self { after, thunk, parts }) };
     }
+
+    pub(crate) const THUNK: usize = offset_of!(Self, thunk);
+    /// Offsets of offsets in the thunk.
+    pub(crate) const QUIET: usize = offset_of!(Self, parts.quiet);
+    /// See above.
+    pub(crate) const EVENTS: usize = offset_of!(Self, parts.events);
+    /// See above.
+    pub(crate) const LEAVE: usize = offset_of!(Self, parts.leave);
 
     fn at(&self, part: usize) -> usize {
         self.thunk + part
@@ -190,7 +199,7 @@ fn report_end(block: &ThreadBlock, nr: i32, regs: &PtRegs) {
 /// A thread with a block of its own, not a process that borrows its parent's.
 fn own_thread(block: &ThreadBlock, ret: i64) {
     if ret == 0 && block.tid.load(Relaxed) == sys::gettid() && sys::getpid() as u32 == process::pid() {
-        block.mute.store(1, Relaxed);
+        block.silence();
     }
 }
 
@@ -202,6 +211,9 @@ fn note_child(block: &ThreadBlock, ret: i64) {
     let pid = if ret == 0 { sys::getpid() as u32 } else { 0 };
     let borrowed = ret == 0 && pid != process::pid();
     let word = if borrowed { (pid as u64) << 32 | sys::gettid() as u64 } else { 0 };
+    if borrowed {
+        block.unsettle();
+    }
     block.run[CHILD].store(word, Relaxed);
 }
 

@@ -15,14 +15,17 @@ use std::sync::atomic::{
 pub struct ThreadBlock {
     /// Depth of callbacks in the low 16 bits; above them, how often the outermost one ended.
     pub active: AtomicU64,
-    /// Not 0 in the agent's own threads: their hits are ignored.
-    pub mute: AtomicU64,
+    /// Process and thread (`pid << 32 | tid`) while hits of this thread are nothing special, so that the assembly runs
+    /// them: see [`Self::settle`]. Else [`NOBODY`].
+    pub(crate) usual: AtomicU64,
     /// The guarded program run in progress, or null. For the SIGSEGV handler: see [`guarded::resume`].
     pub recover: AtomicPtr<Recover>,
     /// Where the next return slot is taken: see returns.rs.
     pub(super) cursor: AtomicU64,
     /// First run of return stubs, `returns::NO_RUN` if none.
     pub(super) first_run: AtomicU64,
+    /// Not 0 in the agent's own threads: their hits are ignored.
+    pub mute: AtomicU64,
     /// Number of runs from which on to look for dropped slots before taking another.
     pub(super) collect_at: AtomicU64,
     /// Return events lost because no stub was free.
@@ -42,10 +45,10 @@ pub struct ThreadBlock {
     pub(crate) comm: [AtomicU64; 2],
 }
 
-/// Ids that no thread has: those of a new block are not known yet.
+/// Ids that no thread has: they are not known yet, or whoever has them is not to be treated as the others.
 const NOBODY: u64 = u64::MAX;
 
-/// For entry.rs.
+/// For entry.rs, as the next.
 pub(crate) const CURSOR_OFFSET: usize = std::mem::offset_of!(ThreadBlock, cursor);
 /// For entry.rs.
 pub(crate) const FIRST_RUN_OFFSET: usize = std::mem::offset_of!(ThreadBlock, first_run);
@@ -88,6 +91,26 @@ impl ThreadBlock {
         let a = self.active.load(Relaxed);
         let next = if a & DEPTH == 1 { a + DEPTH } else { a.wrapping_sub(1) };
         self.active.store(next, Release);
+    }
+
+    /// The thread is known to be thread `tid` of process `pid`, and its hits may be run by the assembly, unless it is
+    /// one of ours. Whatever changes that (a fork, a block that is taken over or muted) makes it nobody again; what
+    /// changes it for a whole process is said in the page of `run::process`, whose word has to match.
+    pub(crate) fn settle(&self, pid: u32, tid: u32) {
+        if self.mute.load(Relaxed) == 0 {
+            self.usual.store(u64::from(pid) << 32 | u64::from(tid), Relaxed);
+        }
+    }
+
+    /// The reverse: somebody else runs on this block.
+    pub(super) fn unsettle(&self) {
+        self.usual.store(NOBODY, Relaxed);
+    }
+
+    /// From now on hits of this thread are ignored, once more than before.
+    pub(super) fn silence(&self) {
+        self.mute.store(self.mute.load(Relaxed) + 1, Relaxed);
+        self.unsettle();
     }
 
     /// How many callbacks this thread is inside of.
@@ -134,7 +157,7 @@ impl Mute {
     /// Mutes the calling thread.
     pub fn new() -> Self {
         if let Some(b) = ThreadBlock::current() {
-            b.mute.store(b.mute.load(Relaxed) + 1, Relaxed);
+            b.silence();
         }
         Self(())
     }
@@ -199,6 +222,7 @@ fn take_over(b: &'static ThreadBlock, pid: i32, me: i32) -> bool {
     b.recover.store(std::ptr::null_mut(), Relaxed);
     b.run.iter().for_each(|w| w.store(0, Relaxed));
     b.run[0].store(NOBODY, Relaxed);
+    b.usual.store(NOBODY, Relaxed);
     b.dispatch.store(0, Relaxed);
     b.comm.iter().for_each(|w| w.store(0, Relaxed));
     // The generation moves: a quiesce that waits for the dead owner is released.
@@ -214,6 +238,7 @@ fn fresh(pid: i32, me: i32) -> Option<&'static ThreadBlock> {
     b.tid.store(me, Relaxed);
     b.pid.store(pid, Relaxed);
     b.run[0].store(NOBODY, Relaxed);
+    b.usual.store(NOBODY, Relaxed);
     b.cursor.store(returns::NO_CURSOR, Relaxed);
     b.first_run.store(returns::NO_RUN as u64, Relaxed);
     let mut head = BLOCKS.load(Relaxed);
@@ -240,6 +265,9 @@ pub(super) extern "C" fn forked() {
     let (pid, me) = (sys::getpid(), sys::gettid());
     for b in all() {
         b.pid.store(pid, Relaxed);
+        // The child may have its parent's ids, in a namespace of its own, and they need not be this thread's.
+        b.run[0].store(NOBODY, Relaxed);
+        b.usual.store(NOBODY, Relaxed);
         b.tid.store(if std::ptr::eq(b, mine) { me } else { 0 }, Release);
     }
 }

@@ -6,10 +6,12 @@ use super::image::{Func, Program};
 use super::{Bound, FUEL, Hit, Override, Reads, Run, TailCalls, process};
 use crate::arch::PtRegs;
 use crate::arch::guarded::Recover;
-use crate::hook::{Site, ThreadBlock};
+use crate::arch::runner;
+use crate::hook::{Site, ThreadBlock, vfork_child};
 use bpftime_shm::session::page::{OwnerWord, Page};
 use bpftime_vm::RunHeader;
 use std::mem::offset_of;
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
@@ -23,6 +25,7 @@ pub struct Session {
 
 /// One program on one probe. The assembly that runs it knows this layout.
 #[repr(C)]
+#[derive(Clone)]
 pub struct Entry {
     bound: Bound,
     /// Into `switch`.
@@ -89,6 +92,16 @@ impl Entry {
         }
     }
 
+    /// Whether a helper of the program reads the registers, without being given them.
+    pub(crate) fn reads_registers(&self) -> bool {
+        self.program.reads_registers()
+    }
+
+    /// Whether nothing of a run has to be there, because no run can use it, and none can end early.
+    fn is_bare(&self) -> bool {
+        self.traits == SLOTLESS && self.program.needs().runs_through
+    }
+
     #[inline]
     fn runs_in(&self, pid: u32) -> bool {
         self.switch.load(Ordering::Relaxed)
@@ -144,26 +157,47 @@ pub struct Direct {
 pub(crate) struct List {
     pub(crate) first: *const Entry,
     pub(crate) end: *const Entry,
+    /// One of arch/x86_64/runner.rs.
+    pub(crate) run: runner::Routine,
+    /// [`List::REGISTERS`], [`List::LONG_WAY`].
     pub(crate) needs: u32,
+}
+
+impl List {
+    /// Some program looks at the registers, so that all of them have to be there.
+    pub(crate) const REGISTERS: u32 = 1;
+    /// The assembly is not to run this, whatever it is: `on_entry` or `on_return` are.
+    pub(crate) const LONG_WAY: u32 = 2;
+
+    pub(crate) fn of(entries: &[Entry]) -> Self {
+        let Range { start: first, end } = entries.as_ptr_range();
+        let registers = entries.iter().any(|e| e.program.looks_at_context());
+        let run = match entries {
+            [] => runner::nothing(),
+            all if all.iter().all(Entry::is_bare) => runner::bare(),
+            _ => runner::list(),
+        };
+        Self { first, end, run, needs: if registers { Self::REGISTERS } else { 0 } }
+    }
+
+    const fn long_way() -> Self {
+        let run = runner::nothing();
+        Self { first: std::ptr::null(), end: std::ptr::null(), run, needs: Self::LONG_WAY }
+    }
 }
 
 impl Default for List {
     fn default() -> Self {
-        Self { first: std::ptr::null(), end: std::ptr::null(), needs: 0 }
-    }
-}
-
-impl List {
-    fn of(entries: &[Entry]) -> Self {
-        let range = entries.as_ptr_range();
-        let all = entries.iter().any(|e| e.program.looks_at_registers());
-        Self { first: range.start, end: range.end, needs: if all { Direct::REGISTERS } else { 0 } }
+        Self::long_way()
     }
 }
 
 impl Direct {
-    /// Some program of a list looks at the registers, so that all of them have to be there.
-    pub(crate) const REGISTERS: u32 = 1;
+    /// What sites run that have nothing to be run directly.
+    pub(crate) fn long_way() -> *mut Direct {
+        static LONG_WAY: Direct = Direct { entry: List::long_way(), ret: List::long_way() };
+        (&raw const LONG_WAY).cast_mut()
+    }
 }
 
 // SAFETY: a Direct points into the lists of the Programs that it is part of.
@@ -175,7 +209,8 @@ impl Programs {
     /// Makes `list` what `site` runs; `None`: nothing. What it was before may be freed after
     /// [`crate::hook::Engine::quiesce`].
     pub fn publish(list: Option<&mut Box<Programs>>, site: &Site) {
-        let (mut programs, mut direct) = (std::ptr::null_mut(), std::ptr::null_mut());
+        let mut programs = std::ptr::null_mut();
+        let mut direct = Direct::long_way();
         if let Some(list) = list {
             for e in list.entry.iter_mut().chain(&mut list.ret) {
                 e.bound.func_ip = site.addr as u64;
@@ -210,8 +245,7 @@ pub unsafe extern "C" fn on_entry(site: *const Site, regs: *mut PtRegs) -> u64 {
         internal();
     }
     let this = Hit::probe(regs, Override::Allowed);
-    hit(&programs.entry, &this);
-    send_hits_signals();
+    hit_and_send(&programs.entry, &this);
     (this.replaced.get() == Override::Done).into()
 }
 
@@ -223,16 +257,7 @@ pub unsafe extern "C" fn on_return(site: *const Site, regs: *mut PtRegs) {
     // SAFETY: as in `on_entry`.
     let site = unsafe { &*site };
     if let Some(programs) = published(site) {
-        hit(&programs.ret, &Hit::probe(regs, Override::Refused));
-        send_hits_signals();
-    }
-}
-
-/// At the end of a hit.
-#[inline]
-fn send_hits_signals() {
-    if let Some(block) = ThreadBlock::existing() {
-        send_signals(block);
+        hit_and_send(&programs.ret, &Hit::probe(regs, Override::Refused));
     }
 }
 
@@ -245,21 +270,18 @@ fn published(site: &Site) -> Option<&Programs> {
 }
 
 #[inline]
-fn hit(entries: &[Entry], hit: &Hit) {
-    if entries.is_empty() {
-        return;
-    }
-    let Some(block) = ThreadBlock::current() else { return };
-    let pid = process::pid();
-    let tid = process::tid(block, pid);
-    let who = Who { block, pid, tid, thread: tid };
+fn hit_and_send(entries: &[Entry], hit: &Hit) {
+    // The callback's caller has made it.
+    let Some(block) = ThreadBlock::existing().filter(|_| !entries.is_empty()) else { return };
+    let who = Who::here(block);
     entries.iter().for_each(|entry| run_event(entry, &who, hit));
+    send_signals(block);
 }
 
 /// Sends the signals that programs asked for, outside of the callback: their handlers may not come back. The lists of
 /// programs may be gone afterwards.
 #[inline]
-pub fn send_signals(block: &ThreadBlock) {
+pub extern "C" fn send_signals(block: &ThreadBlock) {
     if signal::waiting(block) {
         block.leave();
         signal::deliver(block);
@@ -277,6 +299,18 @@ pub struct Who<'a> {
     pub tid: u32,
     /// The thread whose block this is: another one in a vfork child, which borrows its parent's.
     pub thread: u32,
+}
+
+impl<'a> Who<'a> {
+    /// The calling thread, whose block this is.
+    pub(crate) fn here(block: &'a ThreadBlock) -> Self {
+        let pid = process::pid();
+        let tid = process::tid(block, pid);
+        if vfork_child(block).is_none() {
+            block.settle(pid, tid);
+        }
+        Who { block, pid, tid, thread: tid }
+    }
 }
 
 /// Runs one program of an event, if it is enabled and for this process.
@@ -358,36 +392,25 @@ pub(crate) unsafe extern "C" fn give_up(entry: &Entry, run: *mut Run) {
     abandoned(entry);
 }
 
-/// For runner.rs: signals wait at the end of a hit.
-#[cold]
-pub(crate) extern "C" fn signals_wait(block: &ThreadBlock) {
-    send_signals(block);
-}
-
-/// For runner.rs: a list, when it does not know the thread.
-#[cold]
-pub(crate) unsafe extern "C" fn run_all(first: *const Entry, end: *const Entry, event: &Hit) {
-    // SAFETY: a published list, alive while a callback is in progress.
-    let entries = unsafe { std::slice::from_raw_parts(first, end.offset_from_unsigned(first)) };
-    hit(entries, event);
-}
-
 /// For runner.rs: a program, when the CPU slot was not to be had at once.
 #[cold]
-pub(crate) unsafe extern "C" fn run_one(entry: *const Entry, event: &Hit) {
-    // SAFETY: as above.
-    unsafe { run_all(entry, entry.add(1), event) };
+pub(crate) unsafe extern "C" fn run_one(entry: &Entry, event: &Hit) {
+    if let Some(block) = ThreadBlock::existing() {
+        run_event(entry, &Who::here(block), event);
+    }
 }
 
 /// Runs a program in the tool itself, on `ctx`: BPF_PROG_TEST_RUN (bpftrace's BEGIN and END) and interval timers. Its
 /// result, 0 if it was abandoned; `None` when it could not start.
 pub fn run_here(program: &Program, session: &Session, ctx: *mut u8, cookie: u64) -> Option<u64> {
     let block = ThreadBlock::current()?;
-    let pid = process::pid();
-    let tid = process::tid(block, pid);
-    let who = Who { block, pid, tid, thread: tid };
+    let who = Who::here(block);
     let hit = Hit::event(ctx as u64, std::ptr::null());
-    let end = run(&Bound::new(program, session, cookie), &who, &hit)?;
+    // As in a callback: a probe that a signal handler hits in the middle finds a run in progress.
+    block.enter();
+    let end = run(&Bound::new(program, session, cookie), &who, &hit);
+    block.leave();
+    let end = end?;
     if signal::waiting(block) {
         signal::deliver(block);
     }

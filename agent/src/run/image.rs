@@ -34,7 +34,7 @@ pub struct Program {
     needs: Needs,
     /// Nothing outside of it is named: no map, no helper.
     local: bool,
-    looks_at_registers: bool,
+    reads_registers: bool,
     may_replace: bool,
     /// The maps its code points into.
     pub maps: Vec<Arc<MapHandle>>,
@@ -87,8 +87,8 @@ impl Program {
         let mut symbols = image.relocs().map(|r| r.symbol);
         let local = !needs.calls && symbols.all(|s| s == Symbol::Code);
         let mut symbols = image.relocs().map(|r| r.symbol);
-        let by_helper = symbols.any(|s| matches!(s, Symbol::Helper(id) if READ_REGISTERS.contains(&id)));
-        let looks_at_registers = by_helper || !needs.ignores_ctx();
+        let reads_registers =
+            symbols.any(|s| matches!(s, Symbol::Helper(id) if READ_REGISTERS.contains(&id)));
         let mut symbols = image.relocs().map(|r| r.symbol);
         let may_replace = symbols.any(|s| s == Symbol::Helper(OVERRIDE_RETURN));
         let entry = image.entry_offset();
@@ -98,7 +98,7 @@ impl Program {
             entry,
             needs,
             local,
-            looks_at_registers,
+            reads_registers,
             may_replace,
             maps,
             task: None,
@@ -128,9 +128,14 @@ impl Program {
         self.local
     }
 
-    /// Whether the program, or a helper for it, may read the registers of the event.
-    pub fn looks_at_registers(&self) -> bool {
-        self.looks_at_registers
+    /// Whether a helper of the program reads the registers of the event without being given the context.
+    pub fn reads_registers(&self) -> bool {
+        self.reads_registers
+    }
+
+    /// Whether the program, or a helper for it, may read the context.
+    pub fn looks_at_context(&self) -> bool {
+        self.reads_registers || !self.needs.ignores_ctx()
     }
 
     /// Whether the program may give a result in the probed function's place.

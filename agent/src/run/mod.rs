@@ -70,6 +70,7 @@ pub enum Override {
 
 /// A program, the session it belongs to and the link it runs for: what stays the same from run to run.
 #[repr(C)]
+#[derive(Clone)]
 pub struct Bound {
     /// Compiled code.
     pub func: image::Func,

@@ -8,11 +8,34 @@ use crate::hook::ThreadBlock;
 use rustix::mm::{self, Advice, MapFlags, ProtFlags};
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, Ordering};
 
-pub(crate) static PID_PAGE: AtomicPtr<AtomicU32> = AtomicPtr::new(std::ptr::null_mut());
+/// What the page begins with.
+#[repr(C)]
+pub(crate) struct Ids {
+    pid: AtomicU32,
+    /// The pid once more, while the assembly of the probe path may run programs: in a process that has a control
+    /// thread, and nobody asked for the long way. Else 0.
+    pub(crate) usual: AtomicU32,
+}
+
+/// The page, or [`NO_PAGE`].
+pub(crate) static PID_PAGE: AtomicPtr<Ids> = AtomicPtr::new((&raw const NO_PAGE).cast_mut());
+/// What the assembly finds before there is a page: nothing is as usual.
+static NO_PAGE: Ids = Ids { pid: AtomicU32::new(0), usual: AtomicU32::new(0) };
+
+/// The page, if there is one.
+#[inline]
+fn page() -> Option<&'static Ids> {
+    let page = PID_PAGE.load(Ordering::Acquire).cast_const();
+    // SAFETY: the page of `init`, which is never unmapped, or a static.
+    (page != &raw const NO_PAGE).then(|| unsafe { &*page })
+}
+
+/// See [`take_the_long_way`].
+static LONG_WAY: AtomicBool = AtomicBool::new(false);
 
 /// Maps the page. Call once, before the first probe can run.
 pub fn init() -> Result<(), rustix::io::Errno> {
-    if !PID_PAGE.load(Ordering::Acquire).is_null() {
+    if page().is_some() {
         return Ok(());
     }
     let rw = ProtFlags::READ | ProtFlags::WRITE;
@@ -20,7 +43,7 @@ pub fn init() -> Result<(), rustix::io::Errno> {
     let page = unsafe { mm::mmap_anonymous(std::ptr::null_mut(), 4096, rw, MapFlags::PRIVATE)? };
     // SAFETY: the page was mapped above. Without WIPEONFORK (kernel before 4.14) `refresh` after fork does the same.
     let _ = unsafe { mm::madvise(page, 4096, Advice::LinuxWipeOnFork) };
-    // Release: pairs with the Acquire in `pid`; the page is mapped.
+    // Release: pairs with the Acquire in `page`; the page is mapped.
     PID_PAGE.store(page.cast(), Ordering::Release);
     refresh();
     Ok(())
@@ -28,11 +51,25 @@ pub fn init() -> Result<(), rustix::io::Errno> {
 
 /// Caches the pid of a process that has, or is about to get, a control thread: at start, and on the child side of fork.
 pub fn refresh() {
-    // SAFETY: null or the page of `init`, which is never unmapped.
-    if let Some(word) = unsafe { PID_PAGE.load(Ordering::Acquire).as_ref() } {
+    if let Some(ids) = page() {
         ORPHAN.store(false, Ordering::Relaxed);
-        word.store(sys::getpid() as u32, Ordering::Relaxed);
+        ids.pid.store(sys::getpid() as u32, Ordering::Relaxed);
+        set_usual(ids);
     }
+}
+
+/// Makes every run of this process pass `enter::run_event`, for whoever has to see each; costs some 20 ns per hit, and
+/// nothing while it is off.
+pub fn take_the_long_way(on: bool) {
+    LONG_WAY.store(on, Ordering::Relaxed);
+    if let Some(ids) = page() {
+        set_usual(ids);
+    }
+}
+
+fn set_usual(ids: &Ids) {
+    let long = LONG_WAY.load(Ordering::Relaxed) || is_orphan();
+    ids.usual.store(if long { 0 } else { ids.pid.load(Ordering::Relaxed) }, Ordering::Relaxed);
 }
 
 /// This process was forked by a bare system call: it has its parent's probes and no control thread of its own, so
@@ -48,18 +85,14 @@ pub fn is_orphan() -> bool {
 /// This process's pid (the kernel's tgid).
 #[inline]
 pub fn pid() -> u32 {
-    let page = PID_PAGE.load(Ordering::Acquire);
-    // SAFETY: null or the page of `init`, which is never unmapped.
-    let Some(word) = (unsafe { page.as_ref() }) else {
-        return sys::getpid() as u32;
-    };
-    match word.load(Ordering::Relaxed) {
-        0 => first_pid(word),
+    let Some(ids) = page() else { return sys::getpid() as u32 };
+    match ids.pid.load(Ordering::Relaxed) {
+        0 => first_pid(&ids.pid),
         pid => pid,
     }
 }
 
-/// The page was wiped and no handler of fork has written to it.
+/// The page was wiped and no handler of fork has written to it. The other word stays 0.
 #[cold]
 fn first_pid(word: &AtomicU32) -> u32 {
     ORPHAN.store(true, Ordering::Relaxed);
@@ -168,7 +201,7 @@ pub(crate) static RSEQ_CPU_OFFSET: AtomicU32 = AtomicU32::new(NO_RSEQ);
 
 /// Whether the assembly in arch/x86_64/runner.rs finds pid and CPU.
 pub fn is_known() -> bool {
-    !PID_PAGE.load(Ordering::Acquire).is_null() && RSEQ_CPU_OFFSET.load(Ordering::Relaxed) != NO_RSEQ
+    page().is_some() && RSEQ_CPU_OFFSET.load(Ordering::Relaxed) != NO_RSEQ
 }
 
 /// Tells where glibc keeps `struct rseq`, relative to the thread pointer (`__rseq_offset`).

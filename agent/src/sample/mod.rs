@@ -126,9 +126,8 @@ pub(crate) unsafe fn on_timer(info: *const libc::siginfo_t, uc: &libc::ucontext_
 /// Runs the programs of the timer, `times` over.
 fn sample(block: &ThreadBlock, period: u64, times: i32, uc: &libc::ucontext_t) {
     let Some(group) = group(period) else { return };
-    let (cpu, pid) = (process::current_cpu(), process::pid());
-    let tid = process::tid(block, pid);
-    let who = Who { block, pid, tid, thread: tid };
+    let cpu = process::current_cpu();
+    let who = Who::here(block);
     let data = PerfData { regs: registers(uc), sample_period: period, addr: 0 };
     let here = |s: &&Sampler| s.cpu.is_none_or(|c| c == cpu);
     for sampler in group.samplers.iter().filter(here) {

@@ -36,7 +36,8 @@ impl Calls {
 
     /// Makes the programs what `listeners` says, and the code of `maps` lead to them.
     pub fn set(&mut self, engine: &mut Engine, listeners: Listeners, maps: &[Mapping]) {
-        let new = (!listeners.is_empty()).then(|| Box::new(listeners));
+        let mut new = (!listeners.is_empty()).then(|| Box::new(listeners));
+        new.iter_mut().for_each(|l| l.complete());
         publish(new.as_deref());
         self.retired.extend(std::mem::replace(&mut self.listeners, new));
         self.look(engine, maps);

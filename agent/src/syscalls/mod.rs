@@ -11,6 +11,7 @@
 //!   kernel repeats a call by itself (no handler, a stop) we see one.
 
 mod code;
+pub(crate) mod direct;
 pub(crate) mod dispatch;
 pub(crate) mod effects;
 mod exec;
@@ -33,7 +34,7 @@ use bpftime_shm::session::wire::{CallContext, Side, SyscallEvent, TaskEvent};
 use std::sync::atomic::{AtomicPtr, Ordering};
 
 /// Numbers beyond this are reported to programs for all numbers only: no event of its own exists for them.
-const NUMBERS: usize = 512;
+pub(crate) const NUMBERS: usize = 512;
 
 /// One program of an event.
 pub struct Listener {
@@ -78,6 +79,8 @@ pub struct Listeners {
     exit: SideList,
     /// By `TaskKind`.
     tasks: [Vec<Listener>; 3],
+    /// Made when all programs are there.
+    direct: Option<direct::Direct>,
 }
 
 impl Listeners {
@@ -93,6 +96,11 @@ impl Listeners {
     /// Adds a program that waits for tasks to come and go.
     pub fn add_task(&mut self, event: &TaskEvent, entry: Entry) {
         self.tasks[event.kind as usize].push(Listener { entry, context: CallContext::Record });
+    }
+
+    /// Readies them for being published.
+    fn complete(&mut self) {
+        self.direct = process::is_known().then(|| direct::Direct::of(self));
     }
 
     /// Whether any program wants this number.
@@ -122,10 +130,11 @@ fn publish(listeners: Option<&Listeners>) {
     refresh_gates();
 }
 
-/// Opens the gates that the published list, or dispatching, needs. On the control thread, which keeps the list.
+/// Opens the gates that the published list, or dispatching, needs, and tells the assembly what it may report. On the control thread, which keeps the list.
 fn refresh_gates() {
     let listeners = published();
     let wants = |nr: usize| listeners.is_some_and(|l| l.wants(nr as i32));
+    direct::publish(listeners.and_then(|l| l.direct.as_ref()).filter(|_| !dispatch::wanted()));
     // A thread that is to turn dispatching on does so at its next call, whichever that is.
     let all =
         dispatch::wanted() || listeners.is_some_and(|l| !l.enter.any.is_empty() || !l.exit.any.is_empty());
@@ -146,10 +155,11 @@ fn published() -> Option<&'static Listeners> {
 }
 
 fn who(block: &ThreadBlock) -> Who<'_> {
-    let own = process::pid();
-    let thread = process::tid(block, own);
-    let (pid, tid) = vfork_child(block).unwrap_or((own, thread));
-    Who { block, pid, tid, thread }
+    let own = Who::here(block);
+    match vfork_child(block) {
+        Some((pid, tid)) => Who { pid, tid, ..own },
+        None => own,
+    }
 }
 
 /// Runs the programs of a side that `which` picks.

@@ -9,7 +9,7 @@ use bpftime_vm::Image;
 use bpftime_vm::image::{Needs, Parts, Reloc, Symbol};
 use std::sync::Arc;
 use std::sync::Once;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU32};
 
 /// What the agent finds out when it starts.
 pub fn start() {
@@ -69,7 +69,7 @@ pub fn install(engine: &mut Engine, addr: usize, entry: Vec<Entry>, ret: Vec<Ent
     let mut list = Box::<Programs>::default();
     (list.entry, list.ret) = (entry, ret);
     Programs::publish(Some(Box::leak(Box::new(list))), site);
-    assert!(!site.direct.load(Relaxed).is_null(), "run by the assembly");
+    assert!(site.is_direct(), "run by the assembly");
 }
 
 /// Takes the lists off again; nobody may be in the function.

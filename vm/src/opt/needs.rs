@@ -1,18 +1,20 @@
-//! Which words of its context a program reads.
+//! What a program needs of its caller: which words of its context it reads, and whether it may be ended early.
 
 use super::intrinsic::{self, Environment};
 use super::values::{Regs, Value, Values, operand};
 use crate::image::Needs;
-use crate::isa::{Callee, Op, Operand, Reg, Size};
+use crate::isa::{Callee, MAX_STACK, Op, Operand, Reg, Size};
 use crate::program::Program;
 
 /// `vector` is the compiler's to say.
 pub(crate) fn of(program: &Program, env: Environment<'_>) -> Needs {
-    let mut needs = Needs::default();
+    let mut needs = Needs { runs_through: true, ..Needs::default() };
     for (index, func) in program.funcs().iter().enumerate().filter(|(_, f)| program.is_reachable(f.start)) {
         let values = Values::of(program, *func);
         for at in func.start..func.end {
             let (op, regs) = (&program.ops()[at], values.at(at));
+            needs.runs_through &=
+                !program.is_reachable(at) || regs.is_some_and(|r| passes(op, at, index == 0, r));
             if regs.is_some_and(|regs| intrinsic::at(program, env, at, regs).is_some()) {
                 continue;
             }
@@ -24,6 +26,29 @@ pub(crate) fn of(program: &Program, env: Environment<'_>) -> Needs {
         }
     }
     needs
+}
+
+/// Whether nothing can end the run at this op: no fault, no want of fuel. Helpers may be abandoned, whatever becomes
+/// of the call.
+fn passes(op: &Op, at: usize, is_entry: bool, regs: &Regs) -> bool {
+    let safe = |base: Reg, off: i16, size: Size| match regs[base.index()] {
+        Value::Fp(start) => {
+            let first = i64::from(start) + i64::from(off);
+            (-i64::from(MAX_STACK)..=-i64::from(size.bytes())).contains(&first)
+        }
+        Value::Ctx(start) if is_entry => {
+            let first = i64::from(start) + i64::from(off);
+            u64::try_from(first).is_ok_and(|first| first + u64::from(size.bytes()) <= Needs::CTX_SAFE)
+        }
+        _ => false,
+    };
+    match *op {
+        Op::Load { size, base, off, .. }
+        | Op::Store { base, off, size, .. }
+        | Op::Atomic { base, off, size, .. } => safe(base, off, size),
+        Op::Call(_) => false,
+        _ => op.target().is_none_or(|target| target > at),
+    }
 }
 
 fn uses(op: &Op, regs: &Regs, needs: &mut Needs) {

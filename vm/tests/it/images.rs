@@ -30,7 +30,7 @@ fn sample() -> Image {
         reloc(16, Symbol::Helper(5), 0),
     ];
     let faults = vec![Fault { offset: 3, kind: 1 }, Fault { offset: 1, kind: 0 }];
-    let needs = Needs { ctx_words: 0b101, ctx_escapes: false, vector: true, calls: true };
+    let needs = Needs { ctx_words: 0b101, vector: true, calls: true, ..Needs::default() };
     let parts =
         Parts { cpu: CpuFeatures::BASELINE, hash: 9, entry: 2, needs, relocs, faults, code: vec![0x90; 40] };
     Image::build(parts).unwrap()
@@ -44,7 +44,7 @@ fn an_image_survives_its_bytes() {
     let view = again.borrow();
     assert_eq!((view.code_len(), view.entry_offset(), view.bytecode_hash()), (40, 2, 9));
     assert_eq!(view.relocs().map(|r| r.offset).collect::<Vec<_>>(), [0, 8, 16, 24]);
-    assert_eq!(view.needs(), Needs { ctx_words: 0b101, ctx_escapes: false, vector: true, calls: true });
+    assert_eq!(view.needs(), Needs { ctx_words: 0b101, vector: true, calls: true, ..Needs::default() });
     assert_eq!(view.faults().map(|f| f.offset).collect::<Vec<_>>(), [1, 3]);
 }
 
@@ -166,7 +166,7 @@ fn needs(source: &str) -> Needs {
 #[test]
 fn an_image_says_which_words_of_the_context_it_reads() {
     let read = needs("mov r6, r1; add r6, 16; ldxdw r0, [r6+8]; ldxh r2, [r1+39]; add r0, r2; exit");
-    assert_eq!(read, Needs { ctx_words: 0b11_1000, ..Needs::default() });
+    assert_eq!(read, Needs { ctx_words: 0b11_1000, runs_through: true, ..Needs::default() });
     assert!(needs("mov r0, 1; exit").ignores_ctx());
     assert!(needs("ldxb r0, [r1+4000]; exit").ctx_words == 1 << 63);
 }
@@ -186,4 +186,17 @@ fn an_image_says_what_it_calls_and_writes() {
     let plain = needs("mov r0, 1; exit");
     assert!(!plain.calls && !plain.vector);
     assert!(needs("call 1; exit").calls);
+}
+
+#[test]
+fn an_image_says_when_nothing_can_end_it_early() {
+    let through = |source: &str| needs(source).runs_through;
+    assert!(through("mov r0, 0; exit"));
+    assert!(through("ldxdw r0, [r1+160]; stxdw [r10-8], r0; ldxw r0, [r10-4]; exit"), "context and stack");
+    assert!(through("mov r0, 0; jeq r1, 0, out; mov r0, 1; out: exit"), "a branch forwards");
+    assert!(!through("ldxdw r0, [r1+168]; exit"), "behind what is always there");
+    assert!(!through("ldxdw r1, [r1+0]; ldxdw r0, [r1+0]; exit"), "memory of others");
+    assert!(!through("mov r0, 4; again: sub r0, 1; jne r0, 0, again; exit"), "a loop takes fuel");
+    assert!(!through("call local f; exit; f: mov r0, 0; exit"), "so does a call");
+    assert!(!through("call 5; exit"), "a helper may be abandoned");
 }

@@ -5,9 +5,10 @@
 //! ```text
 //!   sp      value of rsp at the probed instruction
 //!   sp-128  the red zone, not touched
-//!   sp-136  site pointer      <- overwritten with the address the thunk resumes at (`jmp [rsp]`)
-//!   sp-144  return address into the thunk
-//!   sp-312  PtRegs, and so on: frame.rs
+//!   sp-136  where the thunk goes on (`jmp [rsp + 8]`): changed where that is not the displaced instructions
+//!   sp-144  site pointer
+//!   sp-152  return address into the thunk
+//!   sp-320  PtRegs, and so on: frame.rs
 //! ```
 //! What usually happens at a probe is done here, on few registers and without touching a vector register: run the
 //! site's list (runner.rs), take a return slot. Anything unusual goes the long way: all is saved, and `on_entry` is
@@ -16,11 +17,14 @@
 //! The unwind information makes the probed instruction the caller, like a signal frame: a debugger that stops in
 //! a helper shows the target's stack.
 
-use super::frame::{self, fill_registers, restore_flags, restore_scratch, save_scratch};
+use super::frame::{
+    self, call_rust, enter_or_8, fill_registers, leave, restore_flags, restore_scratch, save_scratch,
+    thread_block,
+};
 use super::stubs;
 use crate::hook::{self, ThreadBlock};
-use crate::run::Hit;
-use crate::run::enter::Direct;
+use crate::run::enter::{Direct, List};
+use crate::run::process;
 use std::arch::global_asm;
 use std::mem::offset_of;
 
@@ -44,9 +48,9 @@ macro_rules! begin {
             ":
             .cfi_startproc
             .cfi_signal_frame
-            .cfi_def_cfa rsp, 144
-            // rip = site->addr: DW_CFA_val_expression r16: CFA, const1u 136, minus, deref, deref
-            .cfi_escape 0x16,16,5, 0x08,136,0x1c,0x06,0x06"
+            .cfi_def_cfa rsp, 152
+            // rip = site->addr: DW_CFA_val_expression r16: CFA, const1u 144, minus, deref, deref
+            .cfi_escape 0x16,16,5, 0x08,144,0x1c,0x06,0x06"
         )
     };
 }
@@ -57,69 +61,26 @@ macro_rules! end {
     };
 }
 
-/// The thread's block into a register; 0 in a thread that has none yet.
-macro_rules! thread_block {
-    ($reg:literal) => {
-        concat!(
-            "mov ",
-            $reg,
-            ", qword ptr [rip + bpft_tls_block@GOTTPOFF]\nmov ",
-            $reg,
-            ", qword ptr fs:[",
-            $reg,
-            "]"
-        )
-    };
-}
-
-/// The site's address into PtRegs::ip, where unwinders find it from then on; the site stays in rax. Clobbers rdx.
-macro_rules! site_and_ip {
+/// PtRegs is completed; the site is in rax. Clobbers rax and rdx.
+macro_rules! registers {
     () => {
-        "mov rax, [rbp + 176]
-        mov rdx, [rax]
-        mov [rbp + 128], rdx
-        .cfi_offset rip, -184"
+        concat!("mov rdx, [rax]\nmov [rbp + 128], rdx\n", fill_registers!())
     };
 }
 
-/// Everything is saved, then `{call}`(site, regs) says where the thunk goes on.
-macro_rules! long_way {
-    () => {
-        concat!(
-            fill_registers!(),
-            "
-        lea rsp, [rbp - {below}]
-        and rsp, -16
-        mov r10, rsp
-        call bpft_keep
-        mov rdi, [rbp + 176]
-        mov rsi, rbp
-        call {call}
-        mov [rbp + 176], rax
-        mov r10, rsp
-        call bpft_give_back"
-        )
-    };
-}
-
-/// What `hook::returns::push` does in the usual case: the block is in rcx; the words with the site, the return
-/// address and the one below that are named. Jumps to 9 when it cannot, with nothing changed; clobbers rax, rdx, rsi
-/// and rdi.
+/// What `hook::returns::push` does in the usual case: the block is in rcx; the words with the site, where the thunk
+/// goes on, the return address and the one below that are named. Jumps to 9 when it cannot, with nothing changed;
+/// clobbers rax, rdx, rsi and rdi.
 macro_rules! push_return {
-    ($site:literal, $ra:literal, $below:literal) => {
+    ($site:literal, $go_on:literal, $ra:literal, $below:literal) => {
         concat!(
             "mov rdx, [rcx + {cursor}]
         mov esi, edx
-        shr rdx, 32
+        shr rdx, 32 // the slot's offset, and the stub's
         cmp esi, {run} // full, or no run yet
         jae 9f
-        mov eax, edx
-        shl eax, {run_shift}
-        add eax, esi
-        lea rax, [rax + rax*4]
-        shl rax, 3 // the slot's offset, and the stub's
         lea rdi, [rip + bpft_slots]
-        add rdi, rax
+        add rdi, rdx
         test esi, esi
         jz 2f
         lea rsi, ",
@@ -129,10 +90,10 @@ macro_rules! push_return {
         ja 3f
         jmp 9f
         2: // the first slot of a run: of the first run?
-        cmp rdx, [rcx + {first_run}]
+        imul rax, [rcx + {first_run}], {run_bytes}
+        cmp rax, rdx
         jne 9f
         3:
-        mov rdx, rax
         lea rsi, [rip + bpft_stubs]
         mov rax, ",
             $ra,
@@ -145,7 +106,8 @@ macro_rules! push_return {
         mov rdx, -1
         cmpxchg [rdi + {sp}], rdx
         jne 9f
-        inc qword ptr [rcx + {cursor}]
+        movabs rax, {step}
+        add [rcx + {cursor}], rax
         mov rax, ",
             $site,
             "
@@ -155,7 +117,7 @@ macro_rules! push_return {
         mov [rdi + {target}], rcx
         add rax, {leave}
         mov ",
-            $site,
+            $go_on,
             ", rax
         mov rax, ",
             $ra,
@@ -176,8 +138,6 @@ macro_rules! push_return {
         )
     };
 }
-// idx * 40 is spelled out above
-const _: () = assert!(stubs::STRIDE == 40);
 
 // Two variants: status flags are mostly dead where a probe sits (flow.rs decides).
 macro_rules! probe_landing {
@@ -185,105 +145,72 @@ macro_rules! probe_landing {
         global_asm!(
             begin!($name),
             save_scratch!(),
-            site_and_ip!(),
-            thread_block!("rcx"),
-            "test rcx, rcx",
-            "jz 8f",
-            "cmp qword ptr [rcx + {mute}], 0",
-            "jne 8f",
-            "inc qword ptr [rcx + {active}]", // ThreadBlock::enter
+            "mov rax, [rbp + 176]",
+            enter_or_8!(),
             "mov r8, [rax + {direct}]",
-            "test r8, r8",
-            "jz 7f",
-            "test dword ptr [r8 + {needs}], {registers}",
-            "jz 2f",
-            "mov r9, rax",
-            fill_registers!(),
-            "mov rax, r9",
-            "2:",
+            "cmp dword ptr [r8 + {needs}], 0",
+            "jne 7f",
+            "22:",
             "lea rsp, [rbp - {below}]",
             "and rsp, -16",
-            "lea rdx, [rsp + {hit}]",
-            "mov [rdx + {vectors}], rsp",
-            "mov [rdx + {ctx}], rbp",
-            "mov [rdx + {regs}], rbp",
-            "mov byte ptr [rdx + {replaced}], 0",
             "mov rdi, [r8 + {first}]",
             "mov rsi, [r8 + {last}]",
-            "call bpft_run", // block in rcx
-            thread_block!("rcx"),
-            "mov rax, [rcx + {active}]", // ThreadBlock::leave
-            "lea rdx, [rax - 1]",
-            "lea rsi, [rax + 0xffff]",
-            "cmp ax, 1",
-            "cmove rdx, rsi",
-            "mov [rcx + {active}], rdx",
+            "mov rdx, rbp",
+            "call [r8 + {run_list}]",
+            leave!(),
             "mov rax, [rbp + 176]",
             "test byte ptr [rax + {want}], {only_return}",
             "jnz 4f",
-            "mov rdx, [rax + {thunk}]",
-            "add rdx, {go_on}",
-            "mov [rbp + 176], rdx",
             "5:",
-            "cmp qword ptr [rsp + {kept}], 0",
-            "je 6f",
-            "55:",
             $flags,
             restore_scratch!(),
             "ret",
-            ".cfi_def_cfa rbp, 312",
-            ".cfi_offset rbp, -280",
-            "6:",
-            "mov r10, rsp",
-            "call bpft_give_back",
-            "jmp 55b",
+            ".cfi_def_cfa rbp, 320",
+            ".cfi_offset rbp, -288",
             "4:",
-            push_return!("[rbp + 176]", "[rbp + 312]", "[rbp + 304]"),
+            push_return!("[rbp + 176]", "[rbp + 184]", "[rbp + 320]", "[rbp + 312]"),
             "jmp 5b",
             "9:", // no slot that easily
-            "cmp qword ptr [rsp + {kept}], 0",
-            "je 3f",
-            "mov r10, rsp",
-            "call bpft_keep",
-            "3:",
-            "mov rdi, [rbp + 176]",
-            "lea rsi, [rbp + 312]",
-            "call {by_stub}",
-            "mov [rbp + 176], rax",
-            "jmp 6b",
+            call_rust!("mov rdi, [rbp + 176]\nlea rsi, [rbp + 320]", "{by_stub}"),
+            "mov [rbp + 184], rax",
+            "jmp 5b",
             "7:",
+            "test dword ptr [r8 + {needs}], {long_way}",
+            "jnz 75f",
+            registers!(),
+            "jmp 22b",
+            "75:",
             "dec qword ptr [rcx + {active}]",
             "8:",
-            long_way!(),
-            "jmp 55b",
+            registers!(),
+            call_rust!("mov rdi, [rbp + 176]\nmov rsi, rbp", "{on_entry}"),
+            "mov [rbp + 184], rax",
+            "jmp 5b",
             end!($name),
-            call = sym hook::on_entry,
+            on_entry = sym hook::on_entry,
             by_stub = sym hook::by_stub,
+            pid_page = sym process::PID_PAGE,
+            usual_pid = const frame::USUAL_PID,
+            usual = const frame::USUAL,
+            active = const frame::ACTIVE,
             below = const frame::BELOW,
-            kept = const frame::VECTORS,
-            hit = const frame::HIT,
-            sp_after = const 312,
-            vectors = const offset_of!(Hit, vectors),
-            ctx = const offset_of!(Hit, ctx),
-            regs = const offset_of!(Hit, regs),
-            replaced = const offset_of!(Hit, replaced),
+            sp_after = const 320,
             direct = const hook::DIRECT_OFFSET,
             needs = const offset_of!(Direct, entry.needs),
-            registers = const Direct::REGISTERS,
+            long_way = const List::LONG_WAY,
             first = const offset_of!(Direct, entry.first),
             last = const offset_of!(Direct, entry.end),
-            active = const offset_of!(ThreadBlock, active),
-            mute = const offset_of!(ThreadBlock, mute),
+            run_list = const offset_of!(Direct, entry.run),
             want = const hook::WANT_OFFSET,
             only_return = const hook::RETURN_ONLY,
             thunk = const hook::THUNK_OFFSET,
-            go_on = const hook::GO_ON,
             leave = const hook::LEAVE,
             copy = const hook::COPY,
             cursor = const hook::CURSOR_OFFSET,
             first_run = const hook::FIRST_RUN_OFFSET,
             run = const hook::RUN,
-            run_shift = const hook::RUN.ilog2(),
+            run_bytes = const hook::RUN * stubs::STRIDE,
+            step = const hook::STEP,
             stride = const stubs::STRIDE,
             pool = const stubs::STUBS * stubs::STRIDE,
             ret_off = const stubs::RET_OFF,
@@ -299,85 +226,100 @@ macro_rules! probe_landing {
 probe_landing!("bpft_entry_common", "");
 probe_landing!("bpft_entry_common_flags", restore_flags!());
 
+/// The reverse of how `return_landing` begins.
+macro_rules! restore_five {
+    () => {
+        "mov rax, [rsp]
+        mov rcx, [rsp + 8]
+        mov rdx, [rsp + 16]
+        mov rsi, [rsp + 24]
+        mov rdi, [rsp + 32]
+        lea rsp, [rsp + 48]
+        .cfi_adjust_cfa_offset -48"
+    };
+}
+
 // For sites with a return probe only: nobody will look at the registers, so this saves five of them.
-global_asm!(
-    begin!("bpft_entry_return"),
-    "lea rsp, [rsp - 48]",
-    ".cfi_adjust_cfa_offset 48",
-    "mov [rsp], rax",
-    "lahf",
-    "seto al",
-    "mov [rsp + 40], rax",
-    "mov [rsp + 8], rcx",
-    "mov [rsp + 16], rdx",
-    "mov [rsp + 24], rsi",
-    "mov [rsp + 32], rdi",
-    "mov rax, [rsp + 56]",
-    "cmp dword ptr [rax + {want}], {only_return}",
-    "jne 9f",
-    thread_block!("rcx"),
-    "test rcx, rcx",
-    "jz 9f",
-    "cmp qword ptr [rcx + {mute}], 0",
-    "jne 9f",
-    push_return!("[rsp + 56]", "[rsp + 192]", "[rsp + 184]"),
-    "mov rax, [rsp + 40]",
-    "add al, 0x7f", // OF; sahf leaves it alone
-    "sahf",
-    "mov rax, [rsp]",
-    "mov rcx, [rsp + 8]",
-    "mov rdx, [rsp + 16]",
-    "mov rsi, [rsp + 24]",
-    "mov rdi, [rsp + 32]",
-    "lea rsp, [rsp + 48]",
-    "ret",
-    "9:",
-    "mov rax, [rsp + 40]",
-    "add al, 0x7f",
-    "sahf",
-    "mov rax, [rsp]",
-    "mov rcx, [rsp + 8]",
-    "mov rdx, [rsp + 16]",
-    "mov rsi, [rsp + 24]",
-    "mov rdi, [rsp + 32]",
-    "lea rsp, [rsp + 48]",
-    "jmp bpft_entry_common_flags",
-    end!("bpft_entry_return"),
-    want = const hook::WANT_OFFSET,
-    only_return = const hook::RETURN_ONLY,
-    thunk = const hook::THUNK_OFFSET,
-    leave = const hook::LEAVE,
-    copy = const hook::COPY,
-    mute = const offset_of!(ThreadBlock, mute),
-    cursor = const hook::CURSOR_OFFSET,
-    first_run = const hook::FIRST_RUN_OFFSET,
-    run = const hook::RUN,
-    run_shift = const hook::RUN.ilog2(),
-    stride = const stubs::STRIDE,
-    pool = const stubs::STUBS * stubs::STRIDE,
-    ret_off = const stubs::RET_OFF,
-    target = const offset_of!(stubs::Slot, target),
-    ra = const offset_of!(stubs::Slot, ra),
-    real = const offset_of!(stubs::Slot, real),
-    site = const offset_of!(stubs::Slot, site),
-    sp = const offset_of!(stubs::Slot, sp),
+macro_rules! return_landing {
+    ($name:literal, $flags:expr, $otherwise:literal) => {
+        global_asm!(
+            begin!($name),
+            "lea rsp, [rsp - 48]",
+            ".cfi_adjust_cfa_offset 48",
+            "mov [rsp], rax",
+            "lahf",
+            "seto al",
+            "mov [rsp + 40], rax",
+            "mov [rsp + 8], rcx",
+            "mov [rsp + 16], rdx",
+            "mov [rsp + 24], rsi",
+            "mov [rsp + 32], rdi",
+            "mov rax, [rsp + 56]",
+            "cmp dword ptr [rax + {want}], {only_return}",
+            "jne 9f",
+            thread_block!("rcx"),
+            "test rcx, rcx",
+            "jz 9f",
+            "cmp qword ptr [rcx + {mute}], 0",
+            "jne 9f",
+            push_return!("[rsp + 56]", "[rsp + 64]", "[rsp + 200]", "[rsp + 192]"),
+            $flags,
+            ".cfi_remember_state",
+            restore_five!(),
+            "ret",
+            ".cfi_restore_state",
+            "9:",
+            "mov rax, [rsp + 40]",
+            "add al, 0x7f", // OF; sahf leaves it alone
+            "sahf",
+            restore_five!(),
+            $otherwise,
+            end!($name),
+            want = const hook::WANT_OFFSET,
+            only_return = const hook::RETURN_ONLY,
+            thunk = const hook::THUNK_OFFSET,
+            leave = const hook::LEAVE,
+            copy = const hook::COPY,
+            mute = const offset_of!(ThreadBlock, mute),
+            cursor = const hook::CURSOR_OFFSET,
+            first_run = const hook::FIRST_RUN_OFFSET,
+            run = const hook::RUN,
+            run_bytes = const hook::RUN * stubs::STRIDE,
+            step = const hook::STEP,
+            stride = const stubs::STRIDE,
+            pool = const stubs::STUBS * stubs::STRIDE,
+            ret_off = const stubs::RET_OFF,
+            target = const offset_of!(stubs::Slot, target),
+            ra = const offset_of!(stubs::Slot, ra),
+            real = const offset_of!(stubs::Slot, real),
+            site = const offset_of!(stubs::Slot, site),
+            sp = const offset_of!(stubs::Slot, sp),
+        );
+    };
+}
+
+return_landing!("bpft_entry_return", "", "jmp bpft_entry_common");
+return_landing!(
+    "bpft_entry_return_flags",
+    "mov rax, [rsp + 40]\nadd al, 0x7f\nsahf",
+    "jmp bpft_entry_common_flags"
 );
 
 unsafe extern "C" {
     fn bpft_entry_common();
     fn bpft_entry_common_flags();
     fn bpft_entry_return();
+    fn bpft_entry_return_flags();
 }
 
 /// Where a thunk calls: `flags` says that the status flags are live at the site, `only_return` that it was made for a
 /// return probe alone (if more is wanted later, that routine notices, and passes on).
 pub(crate) fn landing(flags: bool, only_return: bool) -> usize {
     let f = match (flags, only_return) {
-        (_, true) => bpft_entry_return,
+        (true, true) => bpft_entry_return_flags,
+        (false, true) => bpft_entry_return,
         (true, false) => bpft_entry_common_flags,
         (false, false) => bpft_entry_common,
     };
     f as unsafe extern "C" fn() as usize
 }
-
-pub(super) use thread_block;

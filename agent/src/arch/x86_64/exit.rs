@@ -2,14 +2,26 @@
 //!
 //! As in entry.rs the usual case is done here and the rest by `on_return`.
 
-use super::entry::thread_block;
-use super::frame::{self, fill_registers, restore_flags, restore_scratch, save_scratch};
+use super::frame::{
+    self, call_rust, enter_or_8, fill_registers, leave, restore_flags, restore_scratch, save_scratch,
+    thread_block,
+};
 use super::stubs;
-use crate::hook::{self, ThreadBlock};
-use crate::run::Hit;
-use crate::run::enter::Direct;
+use crate::hook;
+use crate::run::enter::{Direct, List};
+use crate::run::process;
 use std::arch::global_asm;
 use std::mem::offset_of;
+
+/// The slot's offset into rdi, and where the slots begin into rax.
+macro_rules! slot {
+    () => {
+        "mov rdi, [rbp + 168]
+        lea rax, [rip + bpft_stubs + {after_call}]
+        sub rdi, rax
+        lea rax, [rip + bpft_slots]"
+    };
+}
 
 // On entry: [rsp] = the stub's second return address, [rsp+8] = the caller's return address in its own place. For the
 // unwinder the stub does not exist: this was called from the caller.
@@ -24,128 +36,82 @@ global_asm!(
     ".cfi_def_cfa rsp, 16",
     ".cfi_offset rip, -8",
     save_scratch!(),
-    "lea rax, [rip + bpft_stubs + {after_call}]",
-    "mov rdi, [rbp + 168]",
-    "sub rdi, rax", // the slot's offset
-    "lea rax, [rip + bpft_slots]",
-    "add rdi, rax",
-    "mov rdx, [rdi + {real}]",
-    "mov [rbp + 128], rdx",
-    "mov rax, [rdi + {site}]",
-    thread_block!("rcx"),
-    "test rcx, rcx",
-    "jz 8f",
-    "cmp qword ptr [rcx + {mute}], 0",
-    "jne 8f",
-    "inc qword ptr [rcx + {active}]", // ThreadBlock::enter
-    "mov r8, [rax + {direct}]",
-    "test r8, r8",
-    "jz 7f",
-    "test dword ptr [r8 + {needs}], {registers}",
-    "jz 2f",
-    "mov r9, rax",
-    fill_registers!(),
-    "mov rax, r9",
+    enter_or_8!(),
+    slot!(),
+    "mov r8, [rax + rdi + {site}]",
+    "mov r8, [r8 + {direct}]",
+    "cmp dword ptr [r8 + {needs}], 0",
+    "jne 7f",
     "2:",
     "lea rsp, [rbp - {below}]",
     "and rsp, -16",
-    "lea rdx, [rsp + {hit}]",
-    "mov [rdx + {vectors}], rsp",
-    "mov [rdx + {ctx}], rbp",
-    "mov [rdx + {regs}], rbp",
-    "mov byte ptr [rdx + {replaced}], 0",
     "mov rdi, [r8 + {first}]",
     "mov rsi, [r8 + {last}]",
-    "call bpft_run", // block in rcx
-    thread_block!("rcx"),
-    "mov rax, [rcx + {active}]", // ThreadBlock::leave
-    "lea rdx, [rax - 1]",
-    "lea rsi, [rax + 0xffff]",
-    "cmp ax, 1",
-    "cmove rdx, rsi",
-    "mov [rcx + {active}], rdx",
+    "mov rdx, rbp",
+    "call [r8 + {run_list}]",
+    leave!(),
     // What `hook::returns::pop` does when this was the newest slot of its run, and not the first of a later one.
-    "lea rax, [rip + bpft_stubs + {after_call}]",
-    "mov rdi, [rbp + 168]",
-    "sub rdi, rax", // the slot's offset
-    "lea rax, [rip + bpft_slots]",
+    slot!(),
     "mov qword ptr [rax + rdi + {sp}], 0",
     "mov rdx, [rcx + {cursor}]",
     "mov esi, edx",
     "shr rdx, 32",
-    "mov eax, edx",
-    "shl eax, {run_shift}",
-    "add eax, esi",
-    "lea rax, [rax + rax*4]",
-    "shl rax, 3",
-    "sub rax, {stride}",
-    "cmp rax, rdi",
+    "sub edx, {stride}",
+    "cmp edx, edi",
     "jne 9f",
     "cmp esi, 1",
-    "ja 3f",
     "jb 9f",
-    "cmp rdx, [rcx + {first_run}]",
+    "ja 3f",
+    "imul rdx, [rcx + {first_run}], {run_bytes}",
+    "cmp rdx, rdi",
     "jne 9f",
     "3:",
-    "dec qword ptr [rcx + {cursor}]",
-    "4:",
-    "cmp qword ptr [rsp + {kept}], 0",
-    "je 6f",
-    "55:",
+    "movabs rdx, {step}",
+    "sub [rcx + {cursor}], rdx",
+    "5:",
     restore_flags!(), // hand-written functions return results in the carry flag
     restore_scratch!(),
     "ret",
     ".cfi_def_cfa rbp, 184",
     ".cfi_offset rbp, -152",
-    "6:",
-    "mov r10, rsp",
-    "call bpft_give_back",
-    "jmp 55b",
     "9:",
-    "cmp qword ptr [rsp + {kept}], 0",
-    "je 3f",
-    "mov r10, rsp",
-    "call bpft_keep",
-    "3:",
-    "mov rdi, [rbp + 168]",
-    "call {popped}",
-    "jmp 6b",
+    call_rust!("mov rdi, [rbp + 168]", "{popped}"),
+    "jmp 5b",
     "7:",
+    "test dword ptr [r8 + {needs}], {long_way}",
+    "jnz 75f",
+    "mov rdx, [rax + rdi + {real}]",
+    "mov [rbp + 128], rdx",
+    fill_registers!(),
+    "jmp 2b",
+    "75:",
     "dec qword ptr [rcx + {active}]",
     "8:",
-    fill_registers!(),
-    "lea rsp, [rbp - {below}]",
-    "and rsp, -16",
-    "mov r10, rsp",
-    "call bpft_keep",
-    "mov rdi, [rbp + 168]",
-    "mov rsi, rbp",
-    "call {on_return}",
-    "jmp 6b",
+    fill_registers!(), // on_return knows the ip
+    call_rust!("mov rdi, [rbp + 168]\nmov rsi, rbp", "{on_return}"),
+    "jmp 5b",
     ".cfi_endproc",
     ".size bpft_exit_common,.-bpft_exit_common",
     ".popsection",
     on_return = sym hook::on_return,
     popped = sym hook::popped,
+    pid_page = sym process::PID_PAGE,
+    usual_pid = const frame::USUAL_PID,
+    usual = const frame::USUAL,
+    active = const frame::ACTIVE,
     after_call = const stubs::AFTER_CALL,
     below = const frame::BELOW,
-    kept = const frame::VECTORS,
-    hit = const frame::HIT,
     sp_after = const 184,
-    vectors = const offset_of!(Hit, vectors),
-    ctx = const offset_of!(Hit, ctx),
-    regs = const offset_of!(Hit, regs),
-    replaced = const offset_of!(Hit, replaced),
     direct = const hook::DIRECT_OFFSET,
     needs = const offset_of!(Direct, ret.needs),
-    registers = const Direct::REGISTERS,
+    long_way = const List::LONG_WAY,
     first = const offset_of!(Direct, ret.first),
     last = const offset_of!(Direct, ret.end),
-    active = const offset_of!(ThreadBlock, active),
-    mute = const offset_of!(ThreadBlock, mute),
+    run_list = const offset_of!(Direct, ret.run),
     cursor = const hook::CURSOR_OFFSET,
     first_run = const hook::FIRST_RUN_OFFSET,
-    run_shift = const hook::RUN.ilog2(),
+    run_bytes = const hook::RUN * stubs::STRIDE,
+    step = const hook::STEP,
     stride = const stubs::STRIDE,
     real = const offset_of!(stubs::Slot, real),
     site = const offset_of!(stubs::Slot, site),

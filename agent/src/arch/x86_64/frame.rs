@@ -1,4 +1,5 @@
-//! What the routines that thunks call have in common: saving registers, and giving them back.
+//! What the routines that thunks call have in common: saving registers and giving them back, and the question whether
+//! a hit is one that they run by themselves.
 //!
 //! ```text
 //!   rbp + 0     PtRegs (168 bytes)
@@ -8,7 +9,8 @@
 //! The registers that calls preserve, and the words of PtRegs that are the same everywhere, are written only where
 //! somebody may look at them.
 
-use crate::run::Hit;
+use crate::hook::ThreadBlock;
+use crate::run::{Hit, process};
 use std::arch::global_asm;
 
 /// Vector registers, saved by whoever is about to change one: most programs call helpers of ours that might, but
@@ -33,8 +35,6 @@ pub(super) const BELOW: usize = size_of::<Below>() + 16;
 const _: () = assert!(size_of::<Below>().is_multiple_of(16));
 /// Offset of the hit in [`Below`].
 pub(super) const HIT: usize = std::mem::offset_of!(Below, hit);
-/// Offset of [`Hit::vectors`] in [`Below`]: null once they are in [`Below::kept`].
-pub(super) const VECTORS: usize = HIT + std::mem::offset_of!(Hit, vectors);
 
 /// Makes room for PtRegs, saves what calls clobber, and points rbp to it.
 macro_rules! save_scratch {
@@ -58,6 +58,17 @@ macro_rules! save_scratch {
         lea rbp, [rsp + 8]
         .cfi_adjust_cfa_offset -8
         .cfi_def_cfa_register rbp"
+    };
+}
+
+/// The registers that calls preserve, where a fault may end one in the middle.
+macro_rules! save_preserved {
+    () => {
+        "mov [rbp], r15
+        mov [rbp + 8], r14
+        mov [rbp + 16], r13
+        mov [rbp + 24], r12
+        mov [rbp + 40], rbx"
     };
 }
 
@@ -116,9 +127,80 @@ macro_rules! restore_flags {
     };
 }
 
-pub(super) use {fill_registers, restore_flags, restore_scratch, save_scratch};
+/// The thread's block into a register; 0 in a thread that has none yet.
+macro_rules! thread_block {
+    ($reg:literal) => {
+        concat!(
+            "mov ",
+            $reg,
+            ", qword ptr [rip + bpft_tls_block@GOTTPOFF]\nmov ",
+            $reg,
+            ", qword ptr fs:[",
+            $reg,
+            "]"
+        )
+    };
+}
 
-// r10: the Kept. Both clobber r11 only.
+/// Enters a callback, with the thread's block in rcx, if hits of this thread are nothing special and this one is in
+/// no other; else goes to 8. As `ThreadBlock::enter`, before the hit looks at anything that may be freed. Clobbers rdx.
+macro_rules! enter_or_8 {
+    () => {
+        concat!(
+            thread_block!("rcx"),
+            "
+        test rcx, rcx
+        jz 8f
+        mov rdx, [rip + {pid_page}]
+        mov edx, [rdx + {usual_pid}]
+        cmp edx, [rcx + {usual} + 4]
+        jne 8f
+        cmp word ptr [rcx + {active}], 0
+        jne 8f
+        inc qword ptr [rcx + {active}]"
+        )
+    };
+}
+
+/// As `ThreadBlock::leave` of the outermost callback: the depth goes from 1 to 0, and the count above it up by one.
+macro_rules! leave {
+    () => {
+        "add qword ptr [rcx + {active}], 0xffff"
+    };
+}
+
+/// `$call`(rdi, rsi) with everything saved: for compiled Rust. rsp ends up where the vector registers are.
+macro_rules! call_rust {
+    ($arguments:literal, $call:literal) => {
+        concat!(
+            "lea rsp, [rbp - {below}]
+        and rsp, -16
+        mov r10, rsp
+        call bpft_keep
+        ",
+            $arguments,
+            "
+        call ",
+            $call,
+            "
+        mov r10, rsp
+        call bpft_give_back"
+        )
+    };
+}
+
+pub(super) use {
+    call_rust, enter_or_8, fill_registers, leave, restore_flags, restore_scratch, save_preserved,
+    save_scratch, thread_block,
+};
+
+/// Offset of the number of the process in [`ThreadBlock::usual`] is 4: the high half.
+pub(super) const USUAL: usize = std::mem::offset_of!(ThreadBlock, usual);
+pub(super) const ACTIVE: usize = std::mem::offset_of!(ThreadBlock, active);
+/// What `enter_or_8` compares it with.
+pub(super) const USUAL_PID: usize = std::mem::offset_of!(process::Ids, usual);
+
+// r10: the Kept, which stays in it. Both clobber r11 only.
 //
 // The direction flag is set in hand-written code only, but then our functions must not see it. Reading the flags
 // costs more than looking which way a string instruction goes.

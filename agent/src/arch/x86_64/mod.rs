@@ -20,7 +20,7 @@ pub mod guarded;
 mod mem;
 pub mod regs;
 pub mod relocate;
-mod runner;
+pub(crate) mod runner;
 pub mod stubs;
 pub mod sys;
 pub mod syscall;

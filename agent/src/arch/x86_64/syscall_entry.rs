@@ -1,172 +1,307 @@
-//! Around a system call: saves the machine, reports, restores the machine. As entry.rs, for thunks of system calls and
-//! for calls that the kernel dispatched to us (dispatch.rs), which have one word more on the stack.
+//! Around a system call: saves the machine, reports, restores the machine. As entry.rs, for thunks of system calls
+//! (syscall.rs) and for calls that the kernel dispatched to us (dispatch.rs), which have one word more on the stack.
 //!
 //! ```text
 //!   sp        value of rsp at the system call
 //!   sp-128    the red zone, not touched
 //!   sp-136    the site; dispatched: the address behind the instruction
 //!   sp-144    return address; dispatched: that address again, and at sp-152 the return address
-//!   ...       PtRegs, then xmm0-15, 16-byte aligned
+//!   ...       PtRegs, and so on: frame.rs
 //! ```
 //! The word above the return address is overwritten with the address at which the caller goes on (`jmp [rsp]`).
 //! rcx and r11 need no restoring, since a system call clobbers them; rcx carries the number to the other side.
+//!
+//! A call of which nothing more has to be known is reported here (`syscalls::direct`); for all others, and from dispatched
+//! calls, hook/syscall.rs is called.
 
+use super::frame::{
+    self, call_rust, enter_or_8, fill_registers, leave, restore_flags, restore_scratch, save_scratch,
+    thread_block,
+};
+use crate::hook::{self, SyscallSite, ThreadBlock};
+use crate::run::enter::List;
+use crate::run::process;
+use crate::syscalls::direct::{CALLS, Call, NUMBERS};
 use std::arch::global_asm;
+use std::mem::offset_of;
 
-macro_rules! around_call {
-    ($name:literal, $cfa:literal, $rip:literal, $ip:literal, $sp:literal, $call:path) => {
-        global_asm!(
-            ".pushsection .text.bpft_syscall,\"ax\",@progbits",
-            ".p2align 6",
-            concat!(".globl ", $name),
-            concat!(".hidden ", $name),
-            concat!(".type ", $name, ",@function"),
-            concat!($name, ":"),
-            ".cfi_startproc",
-            ".cfi_signal_frame",
-            concat!(".cfi_def_cfa rsp, ", $cfa),
-            concat!(".cfi_escape ", $rip),
-            "lea rsp, [rsp - 168]",
-            ".cfi_adjust_cfa_offset 168",
-            "mov [rsp + 80], rax",
-            "pushfq",
-            ".cfi_adjust_cfa_offset 8",
-            "pop qword ptr [rsp + 144]",
-            ".cfi_adjust_cfa_offset -8",
-            "mov [rsp], r15",
-            "mov [rsp + 8], r14",
-            "mov [rsp + 16], r13",
-            "mov [rsp + 24], r12",
-            "mov [rsp + 32], rbp",
-            "mov [rsp + 40], rbx",
-            "mov [rsp + 48], r11",
-            "mov [rsp + 56], r10",
-            "mov [rsp + 64], r9",
-            "mov [rsp + 72], r8",
-            "mov [rsp + 88], rcx",
-            "mov [rsp + 96], rdx",
-            "mov [rsp + 104], rsi",
-            "mov [rsp + 112], rdi",
-            "mov rdi, [rsp + 176]",
-            concat!("mov rax, ", $ip),
-            "mov [rsp + 128], rax",
-            "mov qword ptr [rsp + 136], 0x33",
-            concat!("lea rax, [rsp + ", $sp, "]"),
-            "mov [rsp + 152], rax",
-            "mov qword ptr [rsp + 160], 0x2b",
-            "mov rbp, rsp",
-            ".cfi_def_cfa_register rbp",
-            concat!(".cfi_offset rbp, 32 - 168 - ", $cfa),
-            "mov rsi, rsp",
-            "sub rsp, 256",
-            "and rsp, -16",
-            "movaps [rsp], xmm0",
-            "movaps [rsp + 16], xmm1",
-            "movaps [rsp + 32], xmm2",
-            "movaps [rsp + 48], xmm3",
-            "movaps [rsp + 64], xmm4",
-            "movaps [rsp + 80], xmm5",
-            "movaps [rsp + 96], xmm6",
-            "movaps [rsp + 112], xmm7",
-            "movaps [rsp + 128], xmm8",
-            "movaps [rsp + 144], xmm9",
-            "movaps [rsp + 160], xmm10",
-            "movaps [rsp + 176], xmm11",
-            "movaps [rsp + 192], xmm12",
-            "movaps [rsp + 208], xmm13",
-            "movaps [rsp + 224], xmm14",
-            "movaps [rsp + 240], xmm15",
-            "test byte ptr [rbp + 145], 4", // DF: set only in hand-written code; cld is slow
-            "jz 1f",
-            "cld",
-            "1:",
-            "call {on_call}",
-            "mov [rbp + 176], rax",
-            "movaps xmm0, [rsp]",
-            "movaps xmm1, [rsp + 16]",
-            "movaps xmm2, [rsp + 32]",
-            "movaps xmm3, [rsp + 48]",
-            "movaps xmm4, [rsp + 64]",
-            "movaps xmm5, [rsp + 80]",
-            "movaps xmm6, [rsp + 96]",
-            "movaps xmm7, [rsp + 112]",
-            "movaps xmm8, [rsp + 128]",
-            "movaps xmm9, [rsp + 144]",
-            "movaps xmm10, [rsp + 160]",
-            "movaps xmm11, [rsp + 176]",
-            "movaps xmm12, [rsp + 192]",
-            "movaps xmm13, [rsp + 208]",
-            "movaps xmm14, [rsp + 224]",
-            "movaps xmm15, [rsp + 240]",
-            "mov rsp, rbp",
-            ".cfi_def_cfa_register rsp",
-            "test byte ptr [rsp + 145], 4",
-            "jz 2f",
-            "std",
-            "2:",
-            // OF, then the rest: 0x80 + 0x80 overflows, 0 + 0 does not; sahf leaves OF alone. popfq costs 3.5 ns.
-            "mov al, [rsp + 145]",
-            "and al, 8",
-            "shl al, 4",
-            "add al, al",
-            "mov ah, [rsp + 144]",
-            "sahf",
-            "mov rax, [rsp + 80]",
-            "mov rcx, [rsp + 88]",
-            "mov rdx, [rsp + 96]",
-            "mov rsi, [rsp + 104]",
-            "mov rdi, [rsp + 112]",
-            "mov r8, [rsp + 72]",
-            "mov r9, [rsp + 64]",
-            "mov r10, [rsp + 56]",
-            // rbx and r12-r15 are callee-saved: the callback handed them back. rbp was ours.
-            "mov rbp, [rsp + 32]",
-            ".cfi_restore rbp",
-            "lea rsp, [rsp + 168]",
-            ".cfi_adjust_cfa_offset -168",
-            "ret",
-            ".cfi_endproc",
-            concat!(".size ", $name, ",.-", $name),
-            ".popsection",
-            on_call = sym $call,
-        );
+/// Begins a routine: its name, where the CFA is, and what rip is for unwinders: in terms of the CFA.
+macro_rules! begin {
+    ($name:literal, $cfa:literal, $rip:literal) => {
+        concat!(
+            ".pushsection .text.bpft_syscall,\"ax\",@progbits
+            .p2align 6
+            .globl ",
+            $name,
+            "
+            .hidden ",
+            $name,
+            "
+            .type ",
+            $name,
+            ",@function
+            ",
+            $name,
+            ":
+            .cfi_startproc
+            .cfi_signal_frame
+            .cfi_def_cfa rsp, ",
+            $cfa,
+            "
+            .cfi_escape ",
+            $rip
+        )
     };
 }
 
-// rip = site->after: DW_CFA_val_expression r16: CFA, const1u 136, minus, deref, deref
-around_call!(
-    "bpft_syscall_enter",
-    "144",
-    "0x16,16,5, 0x08,136,0x1c,0x06,0x06",
-    "[rdi]",
-    "312",
-    crate::hook::on_syscall_enter
+macro_rules! end {
+    ($name:literal) => {
+        concat!(".cfi_endproc\n.size ", $name, ",.-", $name, "\n.popsection")
+    };
+}
+
+/// The long way: `{call}`(word, regs) says where the thread goes on.
+macro_rules! report {
+    () => {
+        concat!(
+            fill_registers!(),
+            "\n",
+            call_rust!("mov rdi, [rbp + 176]\nmov rsi, rbp", "{call}"),
+            "\nmov [rbp + 176], rax\n",
+            restore_flags!(),
+            "\n",
+            restore_scratch!(),
+            "\nret"
+        )
+    };
+}
+
+/// What programs get, the record of a tracepoint; then a word of ours.
+#[repr(C, align(16))]
+struct Record {
+    words: [u64; 8],
+    /// [`List::needs`].
+    needs: u64,
+}
+
+/// From rbp down to where the room for [`frame::Below`] may begin.
+const BELOW: usize = frame::BELOW + size_of::<Record>();
+/// Where the record is from there.
+const RECORD: usize = BELOW - size_of::<Record>() - 16;
+const _: () = assert!(RECORD.is_multiple_of(16) && RECORD >= size_of::<frame::Below>());
+
+/// The list for the call whose number is in `$nr`; goes to 7 if it takes the long way. `needs` in eax, the list's call
+/// in r8; clobbers rdx.
+macro_rules! find_or_7 {
+    ($nr:literal) => {
+        concat!(
+            "cmp byte ptr [rcx + {dispatch}], 0 // see syscalls/dispatch.rs
+        jne 7f
+        mov edx, ",
+            $nr,
+            "
+        cmp edx, {numbers}
+        jae 7f
+        mov r8, [rip + {table}]
+        test r8, r8
+        jz 7f
+        shl edx, {shift}
+        add r8, rdx
+        mov eax, [r8 + {needs}]
+        test al, {long_way}
+        jnz 7f
+        lea rsp, [rbp - {room}]
+        and rsp, -16
+        mov [rsp + {kept_needs}], rax"
+        )
+    };
+}
+
+/// The beginning of a record: the thread, and the number, which is in `$nr`. Clobbers rdx.
+macro_rules! header {
+    ($nr:literal) => {
+        concat!(
+            "mov edx, [rcx + {usual}] // the common header: flags and counts are nobody's business, then the thread
+        shl rdx, 32
+        mov [rsp + {record}], rdx
+        movsxd rdx, dword ptr ",
+            $nr,
+            "
+        mov [rsp + {record} + 8], rdx"
+        )
+    };
+}
+
+/// Runs the list of `r8` on the record.
+macro_rules! run {
+    () => {
+        concat!(
+            "lea rdx, [rsp + {record}]
+        mov rdi, [r8 + {first}]
+        mov rsi, [r8 + {last}]
+        call [r8 + {run_list}]\n",
+            leave!()
+        )
+    };
+}
+
+// rip = site->after, kept in PtRegs::ip once the site's word is no more: DW_CFA_val_expression r16: CFA, const1u 136,
+// minus, deref, deref
+global_asm!(
+    begin!("bpft_syscall_enter", "144", "0x16,16,5, 0x08,136,0x1c,0x06,0x06"),
+    save_scratch!(),
+    "mov rax, [rbp + 176]",
+    "mov rdx, [rax]",
+    "mov [rbp + 128], rdx",
+    ".cfi_offset rip, -184",
+    enter_or_8!(),
+    find_or_7!("[rbp + 80]"),
+    "test al, {nothing}",
+    "jnz 6f",
+    header!("[rbp + 80]"),
+    "mov [rsp + {record} + 16], rdi",
+    "mov [rsp + {record} + 24], rsi",
+    "mov rdx, [rbp + 96]",
+    "mov [rsp + {record} + 32], rdx",
+    "mov [rsp + {record} + 40], r10",
+    "mov rdx, [rbp + 72]",
+    "mov [rsp + {record} + 48], rdx",
+    "mov [rsp + {record} + 56], r9",
+    run!(),
+    "3:",
+    "mov rax, [rbp + 176]",
+    "mov rdx, [rax + {thunk}]",
+    "test byte ptr [rsp + {kept_needs}], {exit_too}",
+    "jnz 4f",
+    "add rdx, [rax + {quiet}]",
+    "5:",
+    "mov [rbp + 176], rdx",
+    restore_flags!(),
+    restore_scratch!(),
+    "ret",
+    ".cfi_def_cfa rbp, 312",
+    ".cfi_offset rbp, -280",
+    "4:",
+    "mov ecx, [rbp + 80]",
+    "mov [rbp + 88], rcx",
+    "add rdx, [rax + {events}]",
+    "jmp 5b",
+    "6:",
+    leave!(),
+    "jmp 3b",
+    "7:",
+    "dec qword ptr [rcx + {active}]",
+    "8:",
+    report!(),
+    end!("bpft_syscall_enter"),
+    call = sym hook::on_syscall_enter,
+    pid_page = sym process::PID_PAGE,
+    usual_pid = const frame::USUAL_PID,
+    usual = const frame::USUAL,
+    active = const frame::ACTIVE,
+    dispatch = const offset_of!(ThreadBlock, dispatch),
+    below = const frame::BELOW,
+    room = const BELOW,
+    record = const RECORD,
+    kept_needs = const RECORD + offset_of!(Record, needs),
+    sp_after = const 312,
+    numbers = const NUMBERS,
+    table = sym CALLS,
+    shift = const size_of::<Call>().ilog2(),
+    needs = const offset_of!(Call, enter.needs),
+    first = const offset_of!(Call, enter.first),
+    last = const offset_of!(Call, enter.end),
+    run_list = const offset_of!(Call, enter.run),
+    long_way = const List::LONG_WAY,
+    nothing = const Call::NOTHING,
+    exit_too = const Call::EXIT_TOO,
+    thunk = const SyscallSite::THUNK,
+    quiet = const SyscallSite::QUIET,
+    events = const SyscallSite::EVENTS,
 );
-around_call!(
-    "bpft_syscall_exit",
-    "144",
-    "0x16,16,5, 0x08,136,0x1c,0x06,0x06",
-    "[rdi]",
-    "312",
-    crate::hook::on_syscall_exit
+
+global_asm!(
+    begin!("bpft_syscall_exit", "144", "0x16,16,5, 0x08,136,0x1c,0x06,0x06"),
+    save_scratch!(),
+    "mov rax, [rbp + 176]",
+    "mov rdx, [rax]",
+    "mov [rbp + 128], rdx",
+    ".cfi_offset rip, -184",
+    enter_or_8!(),
+    find_or_7!("[rbp + 88]"),
+    "test al, {nothing}",
+    "jnz 6f",
+    header!("[rbp + 88]"),
+    "mov rdx, [rbp + 80]",
+    "mov [rsp + {record} + 16], rdx",
+    "mov qword ptr [rsp + {record} + 24], 0",
+    "mov qword ptr [rsp + {record} + 32], 0",
+    "mov qword ptr [rsp + {record} + 40], 0",
+    "mov qword ptr [rsp + {record} + 48], 0",
+    "mov qword ptr [rsp + {record} + 56], 0",
+    run!(),
+    "3:",
+    "mov rax, [rbp + 176]",
+    "mov rdx, [rax]",
+    "mov [rbp + 88], rdx",
+    "mov rdx, [rax + {thunk}]",
+    "add rdx, [rax + {leave_part}]",
+    "mov [rbp + 176], rdx",
+    restore_flags!(),
+    restore_scratch!(),
+    "ret",
+    ".cfi_def_cfa rbp, 312",
+    ".cfi_offset rbp, -280",
+    "6:",
+    leave!(),
+    "jmp 3b",
+    "7:",
+    "dec qword ptr [rcx + {active}]",
+    "8:",
+    report!(),
+    end!("bpft_syscall_exit"),
+    call = sym hook::on_syscall_exit,
+    pid_page = sym process::PID_PAGE,
+    usual_pid = const frame::USUAL_PID,
+    usual = const frame::USUAL,
+    active = const frame::ACTIVE,
+    dispatch = const offset_of!(ThreadBlock, dispatch),
+    below = const frame::BELOW,
+    room = const BELOW,
+    record = const RECORD,
+    kept_needs = const RECORD + offset_of!(Record, needs),
+    sp_after = const 312,
+    numbers = const NUMBERS,
+    table = sym CALLS,
+    shift = const size_of::<Call>().ilog2(),
+    needs = const offset_of!(Call, exit.needs),
+    first = const offset_of!(Call, exit.first),
+    last = const offset_of!(Call, exit.end),
+    run_list = const offset_of!(Call, exit.run),
+    long_way = const List::LONG_WAY,
+    nothing = const Call::NOTHING,
+    thunk = const SyscallSite::THUNK,
+    leave_part = const SyscallSite::LEAVE,
 );
-// rip = the word itself
-around_call!(
-    "bpft_dispatch_enter",
-    "152",
-    "0x16,16,4, 0x08,136,0x1c,0x06",
-    "rdi",
-    "320",
-    crate::hook::on_dispatch_enter
-);
-around_call!(
-    "bpft_dispatch_exit",
-    "152",
-    "0x16,16,4, 0x08,136,0x1c,0x06",
-    "rdi",
-    "320",
-    crate::hook::on_dispatch_exit
-);
+
+/// For calls that the kernel dispatched: rip is the word itself.
+macro_rules! dispatched {
+    ($name:literal, $call:path) => {
+        global_asm!(
+            begin!($name, "152", "0x16,16,4, 0x08,136,0x1c,0x06"),
+            save_scratch!(),
+            "mov rax, [rbp + 176]",
+            "mov [rbp + 128], rax",
+            report!(),
+            end!($name),
+            call = sym $call,
+            below = const frame::BELOW,
+            sp_after = const 320,
+        );
+    };
+}
+dispatched!("bpft_dispatch_enter", hook::on_dispatch_enter);
+dispatched!("bpft_dispatch_exit", hook::on_dispatch_exit);
 
 unsafe extern "C" {
     fn bpft_syscall_enter();

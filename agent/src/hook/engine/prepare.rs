@@ -189,7 +189,8 @@ impl Engine {
         let disp = i32::try_from(e.thunk.at as i64 - from as i64).ok()?.to_le_bytes();
         let fits = fixed.iter().zip(disp).all(|(f, b)| !f || b == INT3);
         // The landing for return probes passes on what is not for it.
-        let lands = e.thunk.landing == self.landing || e.thunk.landing == landing(true, true);
+        let lands = [self.landing, landing(true, true)].contains(&e.thunk.landing)
+            || e.thunk.landing == landing(false, true) && self.landing == landing(false, false);
         let same = lands
             && e.thunk.copies.len() == insns.len()
             && e.original.len() == len
