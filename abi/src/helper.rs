@@ -85,6 +85,8 @@ pub enum Ret {
     Registers,
     /// As many bytes of the dynptr in the first argument as the slice size says, or NULL.
     SliceOrNull,
+    /// Eight bytes that the program may write.
+    Word,
 }
 
 /// The prototype of a helper (bpf-helpers(7); types and licence as the kernel's verifier answers).
@@ -189,6 +191,18 @@ helpers! {
     203 dynptr_data(Dynptr, Any, SliceSize) -> SliceOrNull;
     208 ktime_get_tai_ns() -> Number;
     209 user_ringbuf_drain(Map, Callback, CallbackCtx, Any) -> Number;
+    65536 session_is_return() -> Number gpl;
+    65537 session_cookie() -> Word gpl;
+}
+
+/// From here on the rows are kernel functions: programs call them by their BTF id, which the loader makes one of these
+/// numbers. A program that calls such a number as a helper is refused.
+pub const KFUNC_FIRST: u32 = 65536;
+
+/// The number of the kernel function of this name, if bpftime has it.
+pub fn kfunc(name: &[u8]) -> Option<u32> {
+    let name = name.strip_prefix(b"bpf_")?;
+    NAMES.iter().find(|(n, row)| *n >= KFUNC_FIRST && row.as_bytes() == name).map(|(n, _)| *n)
 }
 
 /// The highest helper number the kernel (6.18) knows.

@@ -38,8 +38,24 @@ const _: () = assert!(size_of::<PerfEventAttr>() == 136);
 pub const ATTR_SIZE_VER0: u32 = 64;
 /// Bit `disabled` of `perf_event_attr.flags`.
 pub const ATTR_DISABLED: u64 = 1 << 0;
+/// Bit `inherit`: new threads and processes have the event too.
+pub const ATTR_INHERIT: u64 = 1 << 1;
+/// Bit `exclude_user`.
+pub const ATTR_EXCLUDE_USER: u64 = 1 << 4;
+/// Bit `exclude_kernel`.
+pub const ATTR_EXCLUDE_KERNEL: u64 = 1 << 5;
+/// Bit `exclude_hv`.
+pub const ATTR_EXCLUDE_HV: u64 = 1 << 6;
 /// Bit `freq` of `perf_event_attr.flags`.
 pub const ATTR_FREQ: u64 = 1 << 10;
+/// Both bits of `precise_ip`.
+pub const ATTR_PRECISE_IP: u64 = 3 << 15;
+/// Bit `inherit_thread`: of what inherits, only threads (Linux 5.13, as the next two).
+pub const ATTR_INHERIT_THREAD: u64 = 1 << 35;
+/// Bit `remove_on_exec`.
+pub const ATTR_REMOVE_ON_EXEC: u64 = 1 << 36;
+/// Bit `sigtrap`: each sample is a SIGTRAP in the thread it is of.
+pub const ATTR_SIGTRAP: u64 = 1 << 37;
 
 /// `PERF_TYPE_HARDWARE`.
 pub const PERF_TYPE_HARDWARE: u32 = 0;
@@ -47,6 +63,12 @@ pub const PERF_TYPE_HARDWARE: u32 = 0;
 pub const PERF_TYPE_SOFTWARE: u32 = 1;
 /// `PERF_TYPE_TRACEPOINT`.
 pub const PERF_TYPE_TRACEPOINT: u32 = 2;
+/// `PERF_TYPE_HW_CACHE`.
+pub const PERF_TYPE_HW_CACHE: u32 = 3;
+/// `PERF_TYPE_RAW`.
+pub const PERF_TYPE_RAW: u32 = 4;
+/// `PERF_TYPE_BREAKPOINT`.
+pub const PERF_TYPE_BREAKPOINT: u32 = 5;
 /// The dynamic PMU type of `uprobe` on every kernel so far, used when sysfs does not say.
 pub const UPROBE_PMU_DEFAULT: u32 = 8;
 /// The PMU type of `kprobe` where the kernel has none: beyond what kernels give out.

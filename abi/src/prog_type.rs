@@ -46,6 +46,8 @@ pub const BPF_PERF_EVENT: u32 = 41;
 pub const BPF_TRACE_KPROBE_MULTI: u32 = 42;
 /// `BPF_TRACE_UPROBE_MULTI`.
 pub const BPF_TRACE_UPROBE_MULTI: u32 = 48;
+/// `BPF_TRACE_UPROBE_SESSION`: one program at a function's entry and again at its return.
+pub const BPF_TRACE_UPROBE_SESSION: u32 = 57;
 /// `BPF_LINK_TYPE_RAW_TRACEPOINT`.
 pub const BPF_LINK_TYPE_RAW_TRACEPOINT: u32 = 1;
 /// `BPF_LINK_TYPE_PERF_EVENT`.

@@ -3,13 +3,13 @@
 //! `cargo run --release -p bpftime-agent --example hook_cost`
 
 use bpftime_agent::arch::PtRegs;
-use bpftime_agent::hook::{Callbacks, Engine, Form, Site, Want};
+use bpftime_agent::hook::{Callbacks, Carried, Engine, Form, Site, Want};
 use std::time::Instant;
 
-unsafe extern "C" fn entry(_: *const Site, _: *mut PtRegs) -> u64 {
+unsafe extern "C" fn entry(_: *const Site, _: *mut PtRegs, _: &mut Carried) -> u64 {
     0
 }
-unsafe extern "C" fn ret(_: *const Site, _: *mut PtRegs) {}
+unsafe extern "C" fn ret(_: *const Site, _: *mut PtRegs, _: &mut Carried) {}
 
 // Prologues as compilers write them, and a chain of eight callers.
 std::arch::global_asm!(

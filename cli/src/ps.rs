@@ -1,9 +1,11 @@
 //! `bpftime ps`: the sessions of this user, what they attach and to whom.
 
+use bpftime_abi::perf::ATTR_FREQ;
 use bpftime_abi::syscall::SYSCALLS;
 use bpftime_abi::{map_type, prog_type};
 use bpftime_shm::session::wire::{
-    AgentRow, LinkKind, Listing, Message, SampleEvent, Side, SyscallEvent, TaskKind,
+    AgentRow, CounterEvent, InForce, LinkKind, Listing, Message, SampleEvent, Side, SyscallEvent, TaskKind,
+    unseen,
 };
 use bpftime_shm::session::{dir, sock};
 use rustix::fd::AsFd;
@@ -78,6 +80,18 @@ fn sample_name(event: &SampleEvent) -> String {
     format!("sample every {} us{cpu}", event.period / 1000)
 }
 
+/// Names of `PERF_TYPE_*`; empty for the one that is a link of another kind.
+const COUNTED: [&str; 6] = ["hardware", "software", "", "cache", "raw", "watchpoint"];
+
+fn counter_name(event: &CounterEvent) -> String {
+    let c = event.counter;
+    let kind = COUNTED.get(c.type_ as usize).copied().unwrap_or("event");
+    let what = if c.bp_type == 0 { c.config } else { c.config1 };
+    let how = if c.flags & ATTR_FREQ == 0 { "every" } else { "samples per second:" };
+    let cpu = event.cpu.map_or(String::new(), |cpu| format!(" on CPU {cpu}"));
+    format!("{kind} {what:#x} {how} {}{cpu}", c.period)
+}
+
 fn show(s: &Listing) {
     say(format_args!("session of pid {}: {}", s.pid, text(&s.command)));
     for p in &s.progs {
@@ -92,16 +106,21 @@ fn show(s: &Listing) {
     }
     for l in &s.links {
         let name = match l.kind {
-            LinkKind::Uprobe => None,
+            LinkKind::Uprobe | LinkKind::Session => None,
             LinkKind::Syscall(event) => Some(syscall_name(&event)),
             LinkKind::Sample(event) => Some(sample_name(&event)),
+            LinkKind::Counter(event) => Some(counter_name(&event)),
             LinkKind::Task(event) => Some(format!("sched:{}", task_name(event.kind))),
         };
         if let Some(name) = name {
             say(format_args!("  link {} prog {} {name}", l.link, l.prog));
             continue;
         }
-        let kind = if l.ret { "uretprobe" } else { "uprobe" };
+        let kind = match l.kind {
+            LinkKind::Session => "uprobe session",
+            _ if l.ret => "uretprobe",
+            _ => "uprobe",
+        };
         let whom = if l.pid > 0 { format!(" pid {}", l.pid) } else { String::new() };
         let at = l.points.first().map_or(0, |p| p.offset);
         let more = match l.points.len() {
@@ -121,11 +140,26 @@ fn show(s: &Listing) {
             m.max_entries
         ));
     }
-    for AgentRow { pid, sites, refused, failed } in &s.agents {
-        let refused = if *refused > 0 { format!(", {refused} could not be placed") } else { String::new() };
-        say(format_args!("  process {pid}: {sites} probes{refused}"));
-        for link in failed {
-            say(format_args!("  process {pid}: link {link} faulted or did not end, and was taken off there"));
-        }
+    s.agents.iter().for_each(|AgentRow { pid, in_force }| show_process(*pid, in_force));
+}
+
+/// What is unseen, by its bit.
+const UNSEEN: [(u32, &str); 2] = [
+    (
+        unseen::CALLS,
+        "system calls of generated code, of Go, or of code that cannot be rewritten, are not seen there: it runs under \
+         seccomp, is a Go program, has a SIGSYS handler of its own, or its kernel has no syscall user dispatch",
+    ),
+    (unseen::EVENTS, "the kernel does not open its events there (kernel.perf_event_paranoid, seccomp)"),
+];
+
+fn show_process(pid: i32, f: &InForce) {
+    let refused = if f.refused > 0 { format!(", {} could not be placed", f.refused) } else { String::new() };
+    say(format_args!("  process {pid}: {} probes{refused}", f.sites));
+    for (_, what) in UNSEEN.iter().filter(|(bit, _)| f.unseen & bit != 0) {
+        say(format_args!("  process {pid}: {what}"));
+    }
+    for link in &f.failed {
+        say(format_args!("  process {pid}: link {link} faulted or did not end, and was taken off there"));
     }
 }

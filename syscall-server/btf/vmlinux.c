@@ -291,3 +291,7 @@ struct all_types {
 	clockid_t t_clock; timer_t t_timer; mqd_t t_mqd; rwf_t t_rwf; aio_context_t t_aio;
 	atomic_t t_atomic; atomic64_t t_atomic64;
 } bpftime_all_types;
+
+/* Kernel functions that programs may call. */
+bool bpf_session_is_return(void) { return 0; }
+__u64 *bpf_session_cookie(void) { return 0; }

@@ -1,5 +1,6 @@
 //! The functions of the C library that this library takes the place of.
 
+mod directories;
 mod paths;
 
 use crate::guard::guard;

@@ -11,7 +11,7 @@ use bpftime_agent::run::MapHandle;
 use bpftime_agent::run::image::Program;
 use bpftime_agent::run::shadow::Layout;
 use bpftime_shm::session::inspect::Kind;
-use bpftime_shm::session::wire::{Point, ProgSpec, SyscallEvent};
+use bpftime_shm::session::wire::{Counter, Point, ProgSpec, SyscallEvent};
 use bpftime_shm::session::{dir, ids};
 use bpftime_shm::{MapDef, PerfRing};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
@@ -211,6 +211,13 @@ pub enum PerfKind {
         /// The CPU it was opened on, none for any.
         cpu: Option<u32>,
     },
+    /// What the kernel counts in the targets' threads.
+    Counter {
+        /// As it was opened; how often is the state's to say.
+        counter: Counter,
+        /// The CPU it was opened on, none for any.
+        cpu: Option<u32>,
+    },
 }
 
 /// A perf event.
@@ -250,7 +257,7 @@ pub struct PerfState {
     pub link: Option<u32>,
     /// The timer thread runs.
     pub ticking: bool,
-    /// Nanoseconds between two events of a clock; 0 for none.
+    /// Nanoseconds between two events of a clock, occurrences between two of a counter; 0 for none.
     pub period: u64,
 }
 

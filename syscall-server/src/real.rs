@@ -48,6 +48,13 @@ real! {
     fopen: fn(path: *const c_char, mode: *const c_char) -> *mut c_void;
     glob: fn(pattern: *const c_char, flags: c_int, failed: *mut c_void, found: *mut libc::glob_t) -> c_int;
     opendir: fn(path: *const c_char) -> *mut c_void;
+    readdir: fn(dir: *mut c_void) -> *mut c_void;
+    closedir: fn(dir: *mut c_void) -> c_int;
+    rewinddir: fn(dir: *mut c_void) -> ();
+    telldir: fn(dir: *mut c_void) -> c_long;
+    seekdir: fn(dir: *mut c_void, at: c_long) -> ();
+    dirfd: fn(dir: *mut c_void) -> c_int;
+    scandir: fn(path: *const c_char, list: *mut c_void, filter: usize, order: usize) -> c_int;
     stat: fn(path: *const c_char, st: *mut libc::stat) -> c_int;
     lstat: fn(path: *const c_char, st: *mut libc::stat) -> c_int;
     fstatat: fn(dir: c_int, path: *const c_char, st: *mut libc::stat, flags: c_int) -> c_int;
@@ -96,8 +103,11 @@ impl Missing for u32 {
 impl Missing for c_long {
     const MISSING: Self = -1;
 }
+impl Missing for () {
+    const MISSING: Self = ();
+}
 impl Missing for *mut c_void {
-    // What mmap returns when it fails; fopen and opendir, which return null, are in every C library.
+    // What mmap returns when it fails; fopen, opendir and readdir, which return null, are in every C library.
     const MISSING: Self = usize::MAX as *mut c_void;
 }
 

@@ -3,6 +3,7 @@
 //                              PERIOD ns per process, then END
 //   events tick NS             CPU_CLOCK by period on CPU 0 only; on SIGTERM: TICKS n PID p
 //   events errno               what perf_event_open and its ioctls answer, one result per line
+//   events counted             what they answer for events that only the kernel sees
 #define _GNU_SOURCE
 #include <errno.h>
 #include <linux/bpf.h>
@@ -109,6 +110,25 @@ static void errno_of(const char *name, struct perf_event_attr *a, int pid, int c
   close(fd);
 }
 
+static void counted(void) {
+  struct { const char *name; int type; uint64_t config, value; } t[] = {
+      {"page faults", PERF_TYPE_SOFTWARE, PERF_COUNT_SW_PAGE_FAULTS, 100},
+      {"minor faults", PERF_TYPE_SOFTWARE, PERF_COUNT_SW_PAGE_FAULTS_MIN, 1},
+      {"major faults", PERF_TYPE_SOFTWARE, PERF_COUNT_SW_PAGE_FAULTS_MAJ, 1},
+      {"faults that are counted", PERF_TYPE_SOFTWARE, PERF_COUNT_SW_PAGE_FAULTS, 0},
+      {"context switches", PERF_TYPE_SOFTWARE, PERF_COUNT_SW_CONTEXT_SWITCHES, 1000},
+      {"migrations", PERF_TYPE_SOFTWARE, PERF_COUNT_SW_CPU_MIGRATIONS, 1},
+      {"alignment faults", PERF_TYPE_SOFTWARE, PERF_COUNT_SW_ALIGNMENT_FAULTS, 1},
+      {"emulation faults", PERF_TYPE_SOFTWARE, PERF_COUNT_SW_EMULATION_FAULTS, 1},
+      {"nothing", PERF_TYPE_SOFTWARE, PERF_COUNT_SW_DUMMY, 1}};
+  for (unsigned i = 0; i < sizeof t / sizeof *t; i++) {
+    struct perf_event_attr a;
+    memset(&a, 0, sizeof a);
+    a.size = sizeof a, a.type = t[i].type, a.config = t[i].config, a.sample_period = t[i].value;
+    errno_of(t[i].name, &a, -1, 0);
+  }
+}
+
 static void errnos(void) {
   struct { const char *name; int type; uint64_t config, value; int freq, cpu; } t[] = {
       {"cycles", PERF_TYPE_HARDWARE, PERF_COUNT_HW_CPU_CYCLES, 1000000, 0, 0},
@@ -137,6 +157,7 @@ int main(int argc, char **argv) {
   signal(SIGTERM, on_term);
   const char *what = argc > 1 ? argv[1] : "";
   if (!strcmp(what, "errno")) return errnos(), 0;
+  if (!strcmp(what, "counted")) return counted(), 0;
   int map = map_create(), prog = load(map);
   if (argc > 3 && !strcmp(what, "sample")) {
     int pid = atoi(argv[3]);

@@ -5,9 +5,9 @@ use super::session::{Link, Object, Session};
 use crate::hook::{Engine, Site, Want};
 use crate::resolve::{self, Mapping};
 use crate::run::enter::{Entry, Programs};
-use crate::sample::{Samplers, Timers};
+use crate::sample::{self, Events, Samplers, Timers};
 use crate::syscalls::{Calls, Listeners};
-use bpftime_shm::session::wire::LinkKind;
+use bpftime_shm::session::wire::{CounterEvent, LinkKind, unseen};
 use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 use std::sync::atomic::Ordering;
@@ -33,6 +33,9 @@ pub struct Sites {
     timers: Timers,
     /// As `call_links`, of the links that sample.
     sample_links: Vec<(u64, u32)>,
+    events: Events,
+    /// As `call_links`, of the links to what the kernel counts.
+    event_links: Vec<(u64, u32)>,
     /// A link to system calls came or went.
     calls_changed: bool,
     /// A link that samples came or went.
@@ -81,6 +84,8 @@ impl Sites {
             call_links: Vec::new(),
             timers: Timers::default(),
             sample_links: Vec::new(),
+            events: Events::default(),
+            event_links: Vec::new(),
             calls_changed: false,
             samples_changed: false,
         }
@@ -191,9 +196,9 @@ impl Sites {
     /// A link came or went: which events of the process have to be looked at again.
     pub fn note_change(&mut self, kind: LinkKind) {
         match kind {
-            LinkKind::Uprobe => {}
+            LinkKind::Uprobe | LinkKind::Session => {}
             LinkKind::Syscall(_) | LinkKind::Task(_) => self.calls_changed = true,
-            LinkKind::Sample(_) => self.samples_changed = true,
+            LinkKind::Sample(_) | LinkKind::Counter(_) => self.samples_changed = true,
         }
     }
 
@@ -227,6 +232,7 @@ impl Sites {
         if !std::mem::take(&mut self.samples_changed) {
             return;
         }
+        self.publish_events(sessions);
         let of = |l: &Link| if let LinkKind::Sample(e) = l.spec.kind { Some(e) } else { None };
         let links = links_of(sessions, of);
         let ids = ids_of(&links);
@@ -241,14 +247,48 @@ impl Sites {
         self.timers.set(samplers);
     }
 
-    /// The timers of links that sample.
-    pub fn timers(&mut self) -> &mut Timers {
-        &mut self.timers
+    /// As [`Sites::publish_samples`], for what the kernel counts.
+    fn publish_events(&mut self, sessions: &[Session]) {
+        let of = |l: &Link| if let LinkKind::Counter(e) = l.spec.kind { Some(e) } else { None };
+        let links = links_of(sessions, of);
+        let ids = ids_of(&links);
+        if ids == self.event_links {
+            return;
+        }
+        self.event_links = ids;
+        let with_entry = |(session, link, event): (&Session, &Link, CounterEvent)| {
+            (event, entry_of(session, link, event.cookie))
+        };
+        self.events.set(links.into_iter().map(with_entry).collect());
+    }
+
+    /// The child side of fork: what samples stays with the parent.
+    pub fn forget_samples(&mut self) {
+        self.timers.forget();
+        self.events.forget();
+    }
+
+    /// How soon [`Sites::follow_threads`] has to be called, while links sample.
+    pub fn sampling(&self) -> Option<Duration> {
+        let timers = self.timers.active().then(|| self.timers.pace());
+        timers.or_else(|| self.events.active().then_some(sample::EVENTS_LOOK))
+    }
+
+    /// Samples threads that are new.
+    pub fn follow_threads(&mut self) {
+        self.timers.follow();
+        self.events.follow();
     }
 
     /// Looks for system calls in libraries that came.
     pub fn look_for_calls(&mut self, maps: &[Mapping]) {
         self.calls.look(&mut self.engine, maps);
+    }
+
+    /// What of the links' events this process does not show ([`unseen`]).
+    pub fn unseen(&self) -> u32 {
+        let calls = if self.calls.refused() { unseen::CALLS } else { 0 };
+        calls | if self.events.refused() { unseen::EVENTS } else { 0 }
     }
 
     fn install(&mut self, addr: usize, want: Want, mut programs: Programs) -> bool {
@@ -296,8 +336,16 @@ impl Sites {
     fn collect(&self, sessions: &[Session], addr: usize) -> Programs {
         let mut programs = Programs::default();
         for (session, link, point) in self.links_at(sessions, addr) {
-            let entry = entry_of(session, link, link.spec.points[point].cookie);
-            if link.spec.ret { programs.ret.push(entry) } else { programs.entry.push(entry) }
+            let entry = || entry_of(session, link, link.spec.points[point].cookie);
+            if link.spec.kind == LinkKind::Session {
+                let who = u64::from(link.serial) << 32 | point as u64;
+                programs.entry.push(entry().of_session(who));
+                programs.ret.push(entry().of_session(who));
+            } else if link.spec.ret {
+                programs.ret.push(entry());
+            } else {
+                programs.entry.push(entry());
+            }
         }
         programs
     }
@@ -329,6 +377,7 @@ impl Sites {
     /// Takes every probe out, for good.
     pub fn abandon(self) {
         self.timers.abandon();
+        self.events.abandon();
         drop(self.engine);
         std::mem::forget((self.lists, self.retired, self.objects));
     }
@@ -345,12 +394,14 @@ impl Sites {
             self.objects.clear();
             self.calls.collect_garbage();
             self.timers.collect_garbage();
+            self.events.collect_garbage();
         }
     }
 
     fn has_garbage(&self) -> bool {
         let waiting = !self.retired.is_empty() || !self.objects.is_empty();
-        waiting || self.calls.has_garbage() || self.timers.has_garbage()
+        let samples = self.timers.has_garbage() || self.events.has_garbage();
+        waiting || self.calls.has_garbage() || samples
     }
 
     /// Probes the dynamic linker's notification function, so that libraries are looked at before dlopen returns.

@@ -132,11 +132,12 @@ fn sleep(wake: &OwnedFd, watch: &Watch, nap: Option<Timespec>) {
     };
     // New threads do not wake us: a look at their number in between, without a round of everything.
     let end = timeout.map(|t| Instant::now() + Duration::new(t.tv_sec as u64, t.tv_nsec as u32));
-    let glance = |pace: Duration| Timespec { tv_sec: 0, tv_nsec: pace.subsec_nanos().into() };
+    let glance =
+        |pace: Duration| Timespec { tv_sec: pace.as_secs() as i64, tv_nsec: pace.subsec_nanos().into() };
     while rustix::event::poll(&mut fds, Some(&glance(pace))) == Ok(0)
         && end.is_none_or(|end| Instant::now() < end)
     {
-        pace = lock().as_mut().map_or(pace, State::follow_threads);
+        pace = lock().as_mut().and_then(State::follow_threads).unwrap_or(pace);
     }
 }
 

@@ -6,7 +6,7 @@ use crate::run::image::Program;
 use crate::run::shadow::Layout;
 use bpftime_shm::session::page::Page;
 use bpftime_shm::session::sock;
-use bpftime_shm::session::wire::{LinkSpec, Message, ProgSpec};
+use bpftime_shm::session::wire::{InForce, LinkKind, LinkSpec, Message, ProgSpec, unseen};
 use bpftime_shm::{Map, PerfRing};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::io::Errno;
@@ -20,6 +20,8 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 pub struct Link {
     /// What the tool asked for.
     pub spec: LinkSpec,
+    /// No other link of this process was or will be called so.
+    pub serial: u32,
     /// Gate of all its entries.
     pub enabled: Arc<AtomicBool>,
     /// Its program.
@@ -54,6 +56,21 @@ pub struct Session {
     pub failed: Vec<u32>,
     /// Links named since the connection was made, until the first `Sync`.
     named: Option<HashSet<u32>>,
+}
+
+/// The bit of [`unseen`] that concerns such links.
+fn bit_of(kind: LinkKind) -> u32 {
+    match kind {
+        LinkKind::Syscall(_) | LinkKind::Task(_) => unseen::CALLS,
+        LinkKind::Counter(_) => unseen::EVENTS,
+        LinkKind::Uprobe | LinkKind::Session | LinkKind::Sample(_) => 0,
+    }
+}
+
+/// See [`Link::serial`]. Never 0.
+fn next_serial() -> u32 {
+    static NEXT: AtomicU32 = AtomicU32::new(1);
+    NEXT.fetch_add(1, Ordering::Relaxed)
 }
 
 /// A program or map that a running program may be using.
@@ -232,7 +249,7 @@ impl Session {
             crate::run::shadow::refresh();
         }
         let enabled = Arc::new(AtomicBool::new(true));
-        self.links.insert(id, Link { spec, enabled, program, placed: vec![] });
+        self.links.insert(id, Link { spec, serial: next_serial(), enabled, program, placed: vec![] });
         vec![Todo::Attach(id)]
     }
 
@@ -245,10 +262,16 @@ impl Session {
         todo
     }
 
-    /// Tells the tool that everything up to `seq` is in force.
-    pub fn ack(&self, seq: u64) -> Result<(), Errno> {
-        let failed = self.failed.clone();
-        let msg = Message::Ack { seq, sites: self.sites, refused: self.refused, failed };
+    /// Tells the tool that everything up to `seq` is in force, but for what is `unseen` in this process.
+    pub fn ack(&self, seq: u64, unseen: u32) -> Result<(), Errno> {
+        let asked = self.links.values().map(|l| bit_of(l.spec.kind)).fold(0, |bits, bit| bits | bit);
+        let in_force = InForce {
+            sites: self.sites,
+            refused: self.refused,
+            unseen: unseen & asked,
+            failed: self.failed.clone(),
+        };
+        let msg = Message::Ack { seq, in_force };
         self.fd().map_or(Ok(()), |sock| sock::send(sock, &msg.encode(), &[]))
     }
 }

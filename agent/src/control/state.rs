@@ -170,7 +170,8 @@ impl State {
     }
 
     fn ack(&mut self, id: u64, seq: u64) -> Pumped {
-        let sent = self.sessions.iter().find(|s| s.id == id).map(|s| s.ack(seq));
+        let unseen = self.sites.unseen();
+        let sent = self.sessions.iter().find(|s| s.id == id).map(|s| s.ack(seq, unseen));
         if matches!(sent, Some(Ok(()))) {
             return Pumped::Acked;
         }
@@ -202,15 +203,13 @@ impl State {
 
     /// How soon [`State::follow_threads`] has to be called, while links sample.
     pub fn samples(&mut self) -> Option<Duration> {
-        let timers = self.sites.timers();
-        timers.active().then(|| timers.pace())
+        self.sites.sampling()
     }
 
     /// Samples threads that are new; tells when to be called again.
-    pub fn follow_threads(&mut self) -> Duration {
-        let timers = self.sites.timers();
-        timers.follow();
-        timers.pace()
+    pub fn follow_threads(&mut self) -> Option<Duration> {
+        self.sites.follow_threads();
+        self.sites.sampling()
     }
 
     /// Whether a session is to be asked again although nothing wakes us.
@@ -245,6 +244,7 @@ impl State {
     /// The set of mapped libraries changed.
     pub fn rescan(&mut self) {
         let Ok(maps) = resolve::mappings() else { return };
+        let told = self.sites.unseen();
         self.sites.drop_unmapped(&mut self.sessions, &maps);
         self.sites.look_for_calls(&maps);
         let mut dirty = Dirty::new();
@@ -253,11 +253,15 @@ impl State {
             links.into_iter().for_each(|l| self.sites.place(session, l, &maps, &mut dirty));
         }
         self.settle(dirty);
+        if self.sites.unseen() != told {
+            let ids: Vec<u64> = self.sessions.iter().map(|s| s.id).collect();
+            ids.into_iter().for_each(|id| drop(self.ack(id, 0)));
+        }
     }
 
     /// The child side of fork: connections belong to the parent.
     pub fn forget_connections(&mut self) {
-        self.sites.timers().forget();
+        self.sites.forget_samples();
         for s in &mut self.sessions {
             // The descriptor lived in the parent's control thread's table; the number means nothing here.
             std::mem::forget(s.sock.take());

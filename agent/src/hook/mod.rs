@@ -43,6 +43,7 @@ mod maps;
 mod near;
 mod plan;
 mod returns;
+mod session;
 mod site;
 mod syscall;
 mod tasks;
@@ -54,6 +55,7 @@ mod trap;
 pub use engine::{Call, fits_a_line, short_reaches};
 pub use engine::{CannotHook, Detached, Engine, Form};
 pub use returns::{missed as missed_returns, real_return, slots_in_use};
+pub use session::Carried;
 pub use site::{Site, Want};
 pub use thread::{BLOCKLESS, Mute, ThreadBlock};
 
@@ -77,10 +79,11 @@ use std::sync::atomic::Ordering::Relaxed;
 /// the address returned to, `sp` its value after the return, `ax` the result.
 #[derive(Clone, Copy)]
 pub struct Callbacks {
-    /// Before the probed instruction. 0: go on. 1: return `regs.ax` to the caller without running the function.
-    pub entry: unsafe extern "C" fn(site: *const Site, regs: *mut PtRegs) -> u64,
+    /// Before the probed instruction. 0: go on. 1: return `regs.ax` to the caller without running the function. 2: go on,
+    /// and [`Callbacks::ret`] is not wanted. What is put into `carried` is there again at the return.
+    pub entry: unsafe extern "C" fn(site: *const Site, regs: *mut PtRegs, carried: &mut Carried) -> u64,
     /// After the probed function returned.
-    pub ret: unsafe extern "C" fn(site: *const Site, regs: *mut PtRegs),
+    pub ret: unsafe extern "C" fn(site: *const Site, regs: *mut PtRegs, carried: &mut Carried),
 }
 
 /// Functions that return twice or whose return address is stored elsewhere: a return probe on one would send the
@@ -127,19 +130,22 @@ pub(crate) unsafe extern "C" fn on_entry(site: *const Site, regs: *mut PtRegs) -
     if want == 0 || block.mute.load(Relaxed) != 0 {
         return at.go_on();
     }
+    let mut carried = Carried::none();
     if want & ENTRY != 0 {
         block.enter();
         // SAFETY: the engine's creator vouches for its callbacks.
-        let verdict = unsafe { (at.callbacks().entry)(site, regs) };
+        let verdict = unsafe { (at.callbacks().entry)(site, regs, &mut carried) };
         block.leave();
-        if verdict == 1 {
+        match verdict {
             // SAFETY: `regs` is on our stack.
-            return unsafe { overridden(at, (*regs).sp as usize) };
+            1 => return unsafe { overridden(at, (*regs).sp as usize) },
+            2 => return at.go_on(),
+            _ => {}
         }
     }
     if want & RETURN != 0 {
         // SAFETY: return probes sit at function entries, where sp points to the return address.
-        return unsafe { by_stub(site, (*regs).sp as usize) };
+        return unsafe { by_stub_carrying(site, (*regs).sp as usize, &carried) };
     }
     at.go_on()
 }
@@ -160,6 +166,15 @@ unsafe fn overridden(at: &Site, sp: usize) -> usize {
 /// # Safety
 /// As for [`overridden`].
 pub(crate) unsafe extern "C" fn by_stub(site: *const Site, sp: usize) -> usize {
+    // SAFETY: the caller's promise.
+    unsafe { by_stub_carrying(site, sp, &Carried::none()) }
+}
+
+/// As [`by_stub`], with what the call carries to its return.
+///
+/// # Safety
+/// As for [`overridden`].
+unsafe fn by_stub_carrying(site: *const Site, sp: usize, carried: &Carried) -> usize {
     // SAFETY: sites are never freed.
     let at = unsafe { &*site };
     let Some(block) = ThreadBlock::current() else { return at.go_on() };
@@ -167,6 +182,7 @@ pub(crate) unsafe extern "C" fn by_stub(site: *const Site, sp: usize) -> usize {
     let Some(stub) = (unsafe { returns::push(block, site as usize, at.copy(), sp) }) else {
         return at.go_on();
     };
+    session::keep(stubs::index_of_stub(stub), carried);
     // SAFETY: as in `overridden`.
     unsafe { ((sp - 8) as *mut usize).write(stub) };
     at.leave()
@@ -195,8 +211,8 @@ pub(crate) unsafe extern "C" fn on_return(after_call: usize, regs: *mut PtRegs) 
         // SAFETY: `regs` is on our stack.
         unsafe { (*regs).ip = slot.real.load(Relaxed) as u64 };
         block.enter();
-        // SAFETY: the engine's creator vouches for its callbacks.
-        unsafe { (at.callbacks().ret)(site, regs) };
+        // SAFETY: the engine's creator vouches for its callbacks; the row is ours until the slot is given up below.
+        unsafe { (at.callbacks().ret)(site, regs, &mut *session::row(i)) };
         block.leave();
     }
     returns::pop(block, i);

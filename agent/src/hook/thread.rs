@@ -35,7 +35,7 @@ pub struct ThreadBlock {
     pid: AtomicI32,
     next: AtomicPtr<ThreadBlock>,
     /// For the layer that runs programs. [`NOBODY`], then zeroes in a new thread. 0: run/process.rs, 1: hook/syscall.rs, 2:
-    /// run/helpers/signal.rs, 3: syscalls/tasks.rs.
+    /// run/helpers/signal.rs, 3: syscalls/tasks.rs, 4: run/session.rs.
     pub run: [AtomicU64; 8],
     /// What the kernel looks at when this thread makes a system call outside of our text (syscalls/dispatch.rs).
     pub(crate) selector: AtomicU8,

@@ -7,12 +7,13 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-use object::read::elf::{ElfFile64, FileHeader};
+use object::read::elf::ElfFile64;
 use object::{Object, ObjectSection, elf};
 
 use super::image::bases;
 use super::procfs::{self, Mapping, Memory, Status};
 use super::runtime::{Runtime, is_libc};
+use crate::program::{is_go, is_static};
 
 /// `linux/capability.h`.
 const CAP_SYS_PTRACE: u32 = 19;
@@ -377,15 +378,14 @@ fn elf_findings(who: &str, bytes: &[u8]) -> Vec<Finding> {
         return vec![Finding::refusal(Kind::Unsupported, who, why, "rebuild or reinstall it")];
     };
     let mut findings = Vec::new();
-    let header = file.elf_header();
-    let has = |kind| {
-        let phdrs = header.program_headers(object::NativeEndian, bytes).unwrap_or_default();
-        phdrs.iter().any(|p| p.p_type.get(object::NativeEndian) == kind)
-    };
-    let library = has(elf::PT_DYNAMIC) && !is_pie(&file, bytes);
-    if !has(elf::PT_INTERP) && !library {
+    if is_static(bytes) {
         let why = "it is statically linked: without a dynamic loader it cannot load the agent";
         findings.push(Finding::refusal(Kind::Unsupported, who, why, "link it dynamically"));
+    }
+    if is_go(bytes) {
+        let why = "it is a Go program: its functions cannot be probed, and its own system calls are not seen";
+        let next = "probe the C libraries that it uses";
+        findings.push(Finding::refusal(Kind::Fine, who, why, next).with(Severity::Warning));
     }
     if file.section_by_name(".symtab").is_none_or(|s| s.size() == 0) {
         let why = "it is stripped: only functions that it exports can be probed by name";
@@ -393,15 +393,6 @@ fn elf_findings(who: &str, bytes: &[u8]) -> Vec<Finding> {
         findings.push(Finding::refusal(Kind::Fine, who, why, next).with(Severity::Warning));
     }
     findings
-}
-
-/// A position-independent program, not a library: DF_1_PIE in DT_FLAGS_1.
-fn is_pie(file: &ElfFile64<object::NativeEndian>, bytes: &[u8]) -> bool {
-    let ne = object::NativeEndian;
-    let dynamic = file.elf_section_table().dynamic(ne, bytes).ok().flatten();
-    let entries = dynamic.map_or(&[][..], |(entries, _)| entries);
-    let flags = entries.iter().find(|d| d.d_tag.get(ne) == elf::DT_FLAGS_1);
-    flags.is_some_and(|d| d.d_val.get(ne) & 0x0800_0000 != 0)
 }
 
 #[cfg(test)]

@@ -3,11 +3,11 @@
 use super::held::{self, Held};
 use super::helpers::signal;
 use super::image::{Func, Program};
-use super::{Bound, FUEL, Hit, Override, Reads, Run, TailCalls, process};
+use super::{Bound, FUEL, Hit, Override, Reads, Run, TailCalls, process, session};
 use crate::arch::PtRegs;
 use crate::arch::guarded::Recover;
 use crate::arch::runner;
-use crate::hook::{Site, ThreadBlock, vfork_child};
+use crate::hook::{Carried, Site, ThreadBlock, vfork_child};
 use bpftime_shm::session::page::{OwnerWord, Page};
 use bpftime_vm::RunHeader;
 use std::mem::offset_of;
@@ -44,6 +44,8 @@ pub struct Entry {
     program: Arc<Program>,
     /// Cleared first at detach, so that no hit counts after the tool was told.
     switch: Arc<AtomicBool>,
+    /// See [`Entry::of_session`].
+    who: u64,
 }
 
 /// The program looks at nothing that belongs to a CPU: its runs need no CPU slot.
@@ -89,6 +91,7 @@ impl Entry {
             session,
             program,
             switch: enabled,
+            who: 0,
         }
     }
 
@@ -100,6 +103,16 @@ impl Entry {
     /// Whether nothing of a run has to be there, because no run can use it, and none can end early.
     fn is_bare(&self) -> bool {
         self.traits == SLOTLESS && self.program.needs().runs_through
+    }
+
+    /// The program runs at both ends of a call, for the link and point that `who` is no other's name of.
+    pub fn of_session(self, who: u64) -> Self {
+        Self { who, ..self }
+    }
+
+    /// See [`Entry::of_session`]; 0 for all others.
+    pub fn session(&self) -> u64 {
+        self.who
     }
 
     #[inline]
@@ -217,8 +230,8 @@ impl Programs {
             }
             list.entry.iter_mut().for_each(|e| e.bound.at_entry = list.at_entry);
             list.direct = Direct { entry: List::of(&list.entry), ret: List::of(&list.ret) };
-            let replaced = list.entry.iter().any(|e| e.program.may_replace());
-            if list.internal.is_none() && !replaced && process::is_known() {
+            let unusual = list.entry.iter().any(|e| e.program.may_replace() || e.session() != 0);
+            if list.internal.is_none() && !unusual && process::is_known() {
                 direct = &raw mut list.direct;
             }
             programs = std::ptr::from_mut(&mut **list);
@@ -233,11 +246,11 @@ impl Programs {
 /// Program runs ended by a fault or by running out of fuel, for `bpftime ps`.
 pub static ABANDONED: AtomicU64 = AtomicU64::new(0);
 
-/// Entry callback of the hook engine. 1: the function does not run, its caller gets `regs.ax`.
+/// Entry callback of the hook engine. 1: the function does not run, its caller gets `regs.ax`. 2: nobody wants its return.
 ///
 /// # Safety
 /// Called by a thunk with the site it was made for and the registers it saved.
-pub unsafe extern "C" fn on_entry(site: *const Site, regs: *mut PtRegs) -> u64 {
+pub unsafe extern "C" fn on_entry(site: *const Site, regs: *mut PtRegs, carried: &mut Carried) -> u64 {
     // SAFETY: the engine passes a live site.
     let site = unsafe { &*site };
     let Some(programs) = published(site) else { return 0 };
@@ -245,19 +258,34 @@ pub unsafe extern "C" fn on_entry(site: *const Site, regs: *mut PtRegs) -> u64 {
         internal();
     }
     let this = Hit::probe(regs, Override::Allowed);
-    hit_and_send(&programs.entry, &this);
-    (this.replaced.get() == Override::Done).into()
+    each_and_send(&programs.entry, |entry, who| match entry.session() {
+        0 => {
+            run_event(entry, who, &this);
+        }
+        _ => session::at_entry(entry, who, &this, carried),
+    });
+    match this.replaced.get() {
+        Override::Done => 1,
+        _ if carried.is_empty() && programs.ret.iter().all(|e| e.session() != 0) => 2,
+        _ => 0,
+    }
 }
 
 /// Return callback of the hook engine.
 ///
 /// # Safety
 /// As [`on_entry`].
-pub unsafe extern "C" fn on_return(site: *const Site, regs: *mut PtRegs) {
+pub unsafe extern "C" fn on_return(site: *const Site, regs: *mut PtRegs, carried: &mut Carried) {
     // SAFETY: as in `on_entry`.
     let site = unsafe { &*site };
     if let Some(programs) = published(site) {
-        hit_and_send(&programs.ret, &Hit::probe(regs, Override::Refused));
+        let this = Hit::probe(regs, Override::Refused);
+        each_and_send(&programs.ret, |entry, who| match entry.session() {
+            0 => {
+                run_event(entry, who, &this);
+            }
+            _ => session::at_return(entry, who, &this, carried),
+        });
     }
 }
 
@@ -269,12 +297,13 @@ fn published(site: &Site) -> Option<&Programs> {
     unsafe { site.programs.load(Ordering::Acquire).cast::<Programs>().as_ref() }
 }
 
+/// Each program of a list, with the thread that runs it.
 #[inline]
-fn hit_and_send(entries: &[Entry], hit: &Hit) {
+fn each_and_send(entries: &[Entry], mut run: impl FnMut(&Entry, &Who)) {
     // The callback's caller has made it.
     let Some(block) = ThreadBlock::existing().filter(|_| !entries.is_empty()) else { return };
     let who = Who::here(block);
-    entries.iter().for_each(|entry| run_event(entry, &who, hit));
+    entries.iter().for_each(|entry| run(entry, &who));
     send_signals(block);
 }
 
@@ -313,11 +342,18 @@ impl<'a> Who<'a> {
     }
 }
 
-/// Runs one program of an event, if it is enabled and for this process.
+/// Runs one program of an event, if it is enabled and for this process; its result, if it ended by itself.
 #[inline]
-pub fn run_event(entry: &Entry, who: &Who, hit: &Hit) {
-    if entry.runs_in(who.pid) && run(&entry.bound, who, hit).is_some_and(|end| end == End::Abandoned) {
-        abandoned(entry);
+pub fn run_event(entry: &Entry, who: &Who, hit: &Hit) -> Option<u64> {
+    if !entry.runs_in(who.pid) {
+        return None;
+    }
+    match run(&entry.bound, who, hit)? {
+        End::Returned(value) => Some(value),
+        End::Abandoned => {
+            abandoned(entry);
+            None
+        }
     }
 }
 

@@ -10,6 +10,7 @@ pub mod held;
 pub mod helpers;
 pub mod image;
 pub mod process;
+pub mod session;
 pub mod shadow;
 pub mod stack;
 

@@ -12,8 +12,11 @@
 //! the kernel counts too and is seen at the call's return, where the kernel's own user stacks begin as well.
 //! A timer that came due several times before its thread returned says so; the program runs that often.
 
+mod events;
 mod timers;
 
+pub(crate) use events::on_event;
+pub use events::{Events, LOOK as EVENTS_LOOK, may_open};
 pub use timers::Timers;
 
 use crate::arch::PtRegs;
@@ -125,12 +128,24 @@ pub(crate) unsafe fn on_timer(info: *const libc::siginfo_t, uc: &libc::ucontext_
 
 /// Runs the programs of the timer, `times` over.
 fn sample(block: &ThreadBlock, period: u64, times: i32, uc: &libc::ucontext_t) {
-    let Some(group) = group(period) else { return };
+    if let Some(group) = group(period) {
+        run_samplers(block, &group.samplers, (period, 0), times, uc);
+    }
+}
+
+/// Runs those programs of a sample that are for this CPU.
+fn run_samplers(
+    block: &ThreadBlock,
+    samplers: &[Sampler],
+    (period, addr): (u64, u64),
+    times: i32,
+    uc: &libc::ucontext_t,
+) {
     let cpu = process::current_cpu();
     let who = Who::here(block);
-    let data = PerfData { regs: registers(uc), sample_period: period, addr: 0 };
+    let data = PerfData { regs: registers(uc), sample_period: period, addr };
     let here = |s: &&Sampler| s.cpu.is_none_or(|c| c == cpu);
-    for sampler in group.samplers.iter().filter(here) {
+    for sampler in samplers.iter().filter(here) {
         for _ in 0..times {
             let hit = Hit::event(&raw const data as u64, &data.regs);
             run_event(&sampler.entry, &who, &hit);

@@ -106,7 +106,7 @@ impl Timers {
 }
 
 /// Threads that take a signal now: not ours, not those that block SIGTRAP. A debugger would stop at each sample.
-fn sampled_threads() -> BTreeSet<i32> {
+pub(super) fn sampled_threads() -> BTreeSet<i32> {
     signals::reassert();
     if is_debugged() {
         return BTreeSet::new();

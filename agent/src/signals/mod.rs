@@ -5,7 +5,7 @@
 //! code. So: raw system calls, atomics, no allocation, no lock that the interrupted code could hold (writers of
 //! the records block all signals first).
 //!
-//! What is ours: an int3 the engine wrote; a timer that samples; a fault in a guarded copy; a fault in BPF code under
+//! What is ours: an int3 the engine wrote; a timer or an event that samples; a fault in a guarded copy; a fault in BPF code under
 //! `run_guarded`.
 //! Everything else goes to the disposition the application set, with its mask and flags: a handler is called in
 //! place, SIG_DFL is restored and the signal happens again, SIG_IGN returns unless the signal was forced.
@@ -22,7 +22,7 @@ use chain::{KernelAction, Record};
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering::*};
 
 pub(crate) use actions::{sigaction_call, take_sigsys};
-pub(crate) use ranges::{is_program, own_text};
+pub(crate) use ranges::{in_library as is_own_code, is_program, own_text};
 pub use ranges::{register_code_range, unregister_code_range};
 
 /// SIGSYS in a signal mask.
@@ -145,6 +145,8 @@ const RIP: usize = libc::REG_RIP as usize;
 const RSP: usize = libc::REG_RSP as usize;
 /// si_code of an int3 (and of a general protection fault): sent by the kernel, no address.
 const SI_KERNEL: i32 = 0x80;
+/// si_code of a perf event's signal.
+const TRAP_PERF: i32 = 6;
 
 /// # Safety
 /// Called by the kernel as a signal handler.
@@ -159,6 +161,10 @@ unsafe extern "C-unwind" fn on_trap(sig: i32, info: *mut libc::siginfo_t, uc: *m
     }
     // SAFETY: the kernel's arguments; the context is read only.
     if code == libc::SI_TIMER && unsafe { sample::on_timer(info, &*uc) } {
+        return;
+    }
+    // SAFETY: as above.
+    if code == TRAP_PERF && unsafe { sample::on_event(info, &*uc) } {
         return;
     }
     // SAFETY: the kernel's arguments, passed on.

@@ -139,6 +139,6 @@ pub(crate) fn own_text() -> std::ops::Range<usize> {
 }
 
 /// True when `rip` is in the text of the object that this code is linked into.
-pub(super) fn in_library(rip: usize) -> bool {
+pub(crate) fn in_library(rip: usize) -> bool {
     (LIBRARY.0.load(Relaxed)..LIBRARY.1.load(Relaxed)).contains(&rip)
 }

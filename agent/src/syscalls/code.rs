@@ -3,15 +3,20 @@
 use super::find::{self, Looked};
 use super::{Listeners, dispatch, effects, publish};
 use crate::hook::{Call, Engine};
+use crate::program::{self, Unfit};
 use crate::resolve::Mapping;
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::ops::Range;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 
 /// An executable mapping that was looked through.
 struct Module {
     range: Range<usize>,
     looked: Looked,
+    /// Code of Go, which is left alone: a call's stack may have no room for us.
+    go: bool,
 }
 
 /// Programs at system calls, and the code that leads to them.
@@ -56,8 +61,10 @@ impl Calls {
         if dispatch::wanted() {
             self.rewrite_seen(engine);
         }
-        let unseen = self.active() && (self.leaves_calls() || others.generated(engine, maps));
-        self.refused = dispatch::want(unseen) != unseen;
+        // Where Go runs nothing is dispatched: that too goes on on the stack of the call.
+        let go = self.modules.values().any(|m| m.go);
+        let unseen = self.active() && (go || self.leaves_calls() || others.generated(engine, maps));
+        self.refused = dispatch::want(unseen && !go) != unseen;
         if dispatch::wanted() {
             // Whatever is left now costs a signal each time, wanted or not.
             self.rewrite(engine);
@@ -120,8 +127,9 @@ impl Calls {
     fn read_modules(&mut self, engine: &mut Engine, maps: &[Mapping]) {
         for m in maps.iter().filter(|m| m.exec && !is_ours(m) && !is_generated(m)) {
             if let Entry::Vacant(place) = self.modules.entry(m.start) {
-                let looked = read_module(engine, m, maps);
-                place.insert(Module { range: m.start..m.end, looked });
+                let go = is_go(m);
+                let looked = if go { Looked::default() } else { read_module(engine, m, maps) };
+                place.insert(Module { range: m.start..m.end, looked, go });
             }
         }
     }
@@ -246,6 +254,13 @@ fn worth(f: &find::Found, listeners: &Listeners) -> bool {
 fn is_ours(m: &Mapping) -> bool {
     let us = is_ours as fn(&Mapping) -> bool as usize;
     (m.start..m.end).contains(&us) || m.path.rsplit('/').next().is_some_and(|n| n.starts_with("libbpftime-"))
+}
+
+/// A program may have been deleted since it was started; a library is still where it was found a moment ago.
+fn is_go(m: &Mapping) -> bool {
+    let own = Path::new("/proc/self/exe");
+    let is_program = std::fs::metadata(own).is_ok_and(|st| st.ino() == m.ino);
+    program::unfit(if is_program { own } else { Path::new(&m.path) }) == Some(Unfit::Go)
 }
 
 fn read_module(engine: &mut Engine, m: &Mapping, maps: &[Mapping]) -> Looked {

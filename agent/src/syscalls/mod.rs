@@ -6,6 +6,7 @@
 //! - Instructions that a jump cannot replace without an int3 in a thread's way, functions without unwind information,
 //!   code that no file maps, and code where a probe stands, are left alone: the kernel hands us their calls
 //!   ([`dispatch`]).
+//! - Code of Go is left alone altogether, and nothing is dispatched in its processes: its stacks have no room for us.
 //! - A call that a signal interrupts ends here when its handler is done, with what the program sees (-EINTR); one that
 //!   the handler's return repeats is two calls, as in the kernel, and the first ends with -ERESTARTSYS. Where the
 //!   kernel repeats a call by itself (no handler, a stop) we see one.
@@ -191,10 +192,10 @@ fn run(
     for listener in list.of(nr).filter(which) {
         match listener.context {
             CallContext::Record => {
-                run_event(&listener.entry, &who, &Hit::event(record.as_ptr() as u64, regs))
+                run_event(&listener.entry, &who, &Hit::event(record.as_ptr() as u64, regs));
             }
             CallContext::Arguments => {
-                run_event(&listener.entry, &who, &Hit::event(args.as_ptr() as u64, regs))
+                run_event(&listener.entry, &who, &Hit::event(args.as_ptr() as u64, regs));
             }
             CallContext::Function => in_function(&listener.entry, &who, regs, side),
         }

@@ -57,7 +57,9 @@ impl<const N: usize> Record<N> {
 
     fn run(&self, list: &[Listener], who: &Who, regs: &PtRegs) {
         let hit = Hit::event(self.0.as_ptr() as u64, regs);
-        list.iter().for_each(|l| run_event(&l.entry, who, &hit));
+        for listener in list {
+            run_event(&listener.entry, who, &hit);
+        }
     }
 }
 

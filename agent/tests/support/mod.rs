@@ -4,7 +4,7 @@
 pub mod programs;
 
 use bpftime_agent::arch::PtRegs;
-use bpftime_agent::hook::{Callbacks, Detached, Engine, Form, Site, Want};
+use bpftime_agent::hook::{Callbacks, Carried, Detached, Engine, Form, Site, Want};
 use std::ffi::{CStr, CString};
 use std::path::PathBuf;
 use std::process::Command;
@@ -29,7 +29,7 @@ pub struct Tally {
 
 static CLOCK: AtomicU64 = AtomicU64::new(1);
 
-unsafe extern "C" fn on_entry(site: *const Site, regs: *mut PtRegs) -> u64 {
+unsafe extern "C" fn on_entry(site: *const Site, regs: *mut PtRegs, _: &mut Carried) -> u64 {
     // SAFETY: the engine's arguments; programs is null or a leaked Tally.
     let (site, regs) = unsafe { (&*site, &mut *regs) };
     // SAFETY: as above.
@@ -52,7 +52,7 @@ fn assert_ip(got: u64, want: usize) {
     }
 }
 
-unsafe extern "C" fn on_return(site: *const Site, regs: *mut PtRegs) {
+unsafe extern "C" fn on_return(site: *const Site, regs: *mut PtRegs, _: &mut Carried) {
     // SAFETY: as above.
     let (site, regs) = unsafe { (&*site, &*regs) };
     // SAFETY: as above.

@@ -10,7 +10,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 /// Version of this protocol; the two ends must agree.
-pub const VERSION: u32 = 6;
+pub const VERSION: u32 = 7;
 
 /// Where in a file a link's probes stand.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -68,6 +68,36 @@ pub struct SampleEvent {
     pub cookie: u64,
 }
 
+/// An event that the kernel counts in each thread: fields of `struct perf_event_attr`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Counter {
+    /// `PERF_TYPE_*`.
+    pub type_: u32,
+    /// Which accesses, for a watchpoint.
+    pub bp_type: u32,
+    /// Which event of the type.
+    pub config: u64,
+    /// More of that; a watchpoint's address.
+    pub config1: u64,
+    /// More of that; a watchpoint's length.
+    pub config2: u64,
+    /// Occurrences from one sample to the next, or samples per second.
+    pub period: u64,
+    /// Which of the two, and what is left out.
+    pub flags: u64,
+}
+
+/// Samples of what the kernel counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct CounterEvent {
+    /// What.
+    pub counter: Counter,
+    /// Only samples on this CPU; `None` for all.
+    pub cpu: Option<u32>,
+    /// What bpf_get_attach_cookie returns.
+    pub cookie: u64,
+}
+
 /// What happens to a task.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum TaskKind {
@@ -93,12 +123,23 @@ pub struct TaskEvent {
 pub enum LinkKind {
     /// The points of a file that [`LinkSpec`] names.
     Uprobe,
+    /// Those, and the return of each function: one program that knows which of the two it is at.
+    Session,
     /// System calls; the link has no file and no points.
     Syscall(SyscallEvent),
     /// Processor time; the link has no file and no points.
     Sample(SampleEvent),
     /// Tasks that come and go; likewise.
     Task(TaskEvent),
+    /// What the kernel counts; likewise.
+    Counter(CounterEvent),
+}
+
+impl LinkKind {
+    /// Whether the link has a file and points.
+    pub fn is_of_file(self) -> bool {
+        matches!(self, Self::Uprobe | Self::Session)
+    }
 }
 
 /// A link to functions of a file (uprobe, uretprobe, USDT), or to system calls.
@@ -154,17 +195,34 @@ pub struct MapRow {
     pub name: Vec<u8>,
 }
 
+/// What an agent has of a session in force.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InForce {
+    /// Probes of the session that are in the process's text.
+    pub sites: u32,
+    /// Probes that were wanted there and could not be placed.
+    pub refused: u32,
+    /// Bits of [`unseen`]: what a link asks for and does not get there.
+    pub unseen: u32,
+    /// Links that were taken off there because their program faulted or did not end.
+    pub failed: Vec<u32>,
+}
+
+/// Bits of [`InForce::unseen`].
+pub mod unseen {
+    /// System calls of code that cannot be rewritten, in a process where the kernel may not hand them over.
+    pub const CALLS: u32 = 1;
+    /// Events that the kernel would not open there.
+    pub const EVENTS: u32 = 2;
+}
+
 /// One process that is connected to a session, for listings.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AgentRow {
     /// Its pid.
     pub pid: i32,
-    /// Probes of the session that are in its text.
-    pub sites: u32,
-    /// Probes that were wanted there and could not be placed.
-    pub refused: u32,
-    /// Links that were taken off there because their program faulted or did not end.
-    pub failed: Vec<u32>,
+    /// What it has of the session.
+    pub in_force: InForce,
 }
 
 /// A session as `bpftime ps` shows it.
@@ -254,12 +312,8 @@ pub enum Message {
     Ack {
         /// From [`Message::Sync`].
         seq: u64,
-        /// Probes of this session that are in this process's text.
-        sites: u32,
-        /// Probes that were wanted here and could not be placed.
-        refused: u32,
-        /// Links that were taken off here because their program faulted or did not end.
-        failed: Vec<u32>,
+        /// In this process.
+        in_force: InForce,
     },
     /// `bpftime ps`: list yourself.
     List,
@@ -322,6 +376,17 @@ mod tests {
         LinkSpec { kind: LinkKind::Sample(event), points: vec![], path: vec![], ..link() }
     }
 
+    fn counter_link() -> LinkSpec {
+        let counter =
+            Counter { type_: 1, bp_type: 2, config: 3, config1: 4, config2: 5, period: 1 << 35, flags: 6 };
+        let event = CounterEvent { counter, cpu: None, cookie: 9 };
+        LinkSpec { kind: LinkKind::Counter(event), points: vec![], path: vec![], ..link() }
+    }
+
+    fn in_force() -> InForce {
+        InForce { sites: 1, refused: 2, unseen: unseen::CALLS, failed: vec![9, 8] }
+    }
+
     fn samples() -> Vec<Message> {
         let prog = ProgSpec { prog: 1, prog_type: 2, name: b"p".to_vec(), maps: vec![1, 2] };
         let map = MapRow { map: 1, map_type: 2, key_size: 4, value_size: 8, max_entries: 3, name: vec![] };
@@ -334,12 +399,14 @@ mod tests {
             Message::Member { container: 9, object: 1, present: true },
             Message::Prog(prog.clone()),
             Message::Link(link()),
+            Message::Link(LinkSpec { kind: LinkKind::Session, ..link() }),
             Message::Link(syscall_link()),
             Message::Link(sample_link()),
+            Message::Link(counter_link()),
             Message::Unlink { link: 7 },
             Message::Drop { progs: vec![1], maps: vec![2, 3] },
             Message::Sync { seq: 77 },
-            Message::Ack { seq: 77, sites: 1, refused: 2, failed: vec![9, 8] },
+            Message::Ack { seq: 77, in_force: in_force() },
             Message::List,
             Message::Text,
             Message::Inspect(inspect::Request::Event(-1)),
@@ -350,7 +417,7 @@ mod tests {
                 progs: vec![prog],
                 links: vec![link()],
                 maps: vec![map],
-                agents: vec![AgentRow { pid: 1, sites: 2, refused: 3, failed: vec![4] }],
+                agents: vec![AgentRow { pid: 1, in_force: in_force() }],
             }),
         ]
     }

@@ -4,7 +4,7 @@ use super::serve::Broker;
 use crate::object::{MapObject, Member, PerfObject, ProgObject};
 use bpftime_agent::run::enter::Session as RunSession;
 use bpftime_shm::session::page::Page;
-use bpftime_shm::session::wire::{LinkKind, LinkSpec, Message};
+use bpftime_shm::session::wire::{LinkSpec, Message};
 use bpftime_shm::session::{dir, sock};
 use rustix::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use rustix::io::Errno;
@@ -217,7 +217,7 @@ impl Drop for Client {
 pub fn attach(spec: LinkSpec, prog: &ProgObject, watch: Option<OwnedFd>) -> Result<(), Errno> {
     start_own_agent()?;
     crate::inject::ensure(spec.pid)?;
-    if spec.pid <= 0 && spec.kind == LinkKind::Uprobe && crate::inject::everyone::wanted() {
+    if spec.pid <= 0 && spec.kind.is_of_file() && crate::inject::everyone::wanted() {
         crate::inject::everyone::reach((spec.dev, spec.ino));
     }
     let mut guard = client()?;

@@ -145,7 +145,7 @@ fn event(fd: i32) -> Result<EventRow, Errno> {
 
 /// What BPF_TASK_FD_QUERY tells of an event; ENOENT where it has no program.
 pub fn event_row(event: &PerfObject) -> Result<EventRow, Errno> {
-    if matches!(event.kind, PerfKind::BpfOutput | PerfKind::Clock { .. }) {
+    if matches!(event.kind, PerfKind::BpfOutput | PerfKind::Clock { .. } | PerfKind::Counter { .. }) {
         return Err(cmd::ENOTSUPP);
     }
     let prog = program_of(event).ok_or(Errno::NOENT)?.spec.prog;

@@ -3,7 +3,7 @@
 use super::known::Known;
 use bpftime_shm::session::page::Page;
 use bpftime_shm::session::sock;
-use bpftime_shm::session::wire::{AgentRow, Message, VERSION};
+use bpftime_shm::session::wire::{AgentRow, InForce, Message, VERSION};
 use rustix::event::epoll::{self, EventData, EventFlags};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -22,9 +22,8 @@ struct Agent {
     owner: u32,
     /// Last `Sync` it has answered.
     acked: u64,
-    sites: u32,
-    refused: u32,
-    failed: Vec<u32>,
+    /// What it said then.
+    in_force: InForce,
     /// Did not answer in time; not waited for again until it has.
     lagging: bool,
 }
@@ -234,8 +233,7 @@ impl Broker {
         self.seq += 1;
         sock::send(conn.as_fd(), &Message::Sync { seq: self.seq }.encode(), &[])?;
         self.watch(conn.as_fd(), AGENT, owner);
-        let agent =
-            Agent { sock: conn, pid, owner, acked: 0, sites: 0, refused: 0, failed: vec![], lagging: false };
+        let agent = Agent { sock: conn, pid, owner, acked: 0, in_force: InForce::default(), lagging: false };
         self.agents.push(agent);
         Ok(())
     }
@@ -260,8 +258,8 @@ impl Broker {
                 self.reap_closed_links();
                 self.collect();
                 self.synchronise();
-                let sites = self.agents.iter().map(|a| a.sites).sum();
-                let ack = Message::Ack { seq, sites, refused: 0, failed: vec![] };
+                let sites = self.agents.iter().map(|a| a.in_force.sites).sum();
+                let ack = Message::Ack { seq, in_force: InForce { sites, ..InForce::default() } };
                 sock::send(self.tool.as_fd(), &ack.encode(), &[])
             }
             msg => {
@@ -367,7 +365,7 @@ struct Ready {
 
 impl Agent {
     fn row(&self) -> AgentRow {
-        AgentRow { pid: self.pid, sites: self.sites, refused: self.refused, failed: self.failed.clone() }
+        AgentRow { pid: self.pid, in_force: self.in_force.clone() }
     }
 }
 
@@ -377,16 +375,22 @@ fn agent_message(agent: &mut Agent) -> Result<bool, Errno> {
         Err(Errno::AGAIN) => return Ok(false),
         other => other?,
     };
-    let Message::Ack { seq, sites, refused, failed } = Message::decode(&msg.bytes)? else {
+    let Message::Ack { seq, in_force } = Message::decode(&msg.bytes)? else {
         return Err(Errno::PROTO);
     };
-    if failed.len() > agent.failed.len() {
-        tracing::warn!(pid = agent.pid, links = ?failed, "programs faulted or did not end; detached there");
+    if in_force.failed.len() > agent.in_force.failed.len() {
+        let links = &in_force.failed;
+        tracing::warn!(pid = agent.pid, ?links, "programs faulted or did not end; detached there");
+    }
+    if in_force.unseen != agent.in_force.unseen && in_force.unseen != 0 {
+        tracing::warn!(
+            pid = agent.pid,
+            what = in_force.unseen,
+            "part of what is asked for is not seen there"
+        );
     }
     agent.acked = agent.acked.max(seq);
-    agent.sites = sites;
-    agent.refused = refused;
-    agent.failed = failed;
+    agent.in_force = in_force;
     agent.lagging = false;
     Ok(true)
 }

@@ -4,8 +4,8 @@ pub mod parse;
 
 pub use parse::is_sound;
 
-use bpftime_abi::config;
 use bpftime_abi::task::{FIELDS, Row};
+use bpftime_abi::{config, helper};
 use parse::Btf;
 use rustix::fs::{Mode, OFlags};
 use std::io::Read;
@@ -67,6 +67,21 @@ pub fn task_layout() -> &'static [Row] {
     })
 }
 
+/// What stands for the kernel function of this id in the BTF that tools see; `None` for one that bpftime does not have.
+pub fn kernel_function(id: u32) -> Option<u32> {
+    static KNOWN: OnceLock<Vec<(u32, u32)>> = OnceLock::new();
+    let known = KNOWN.get_or_init(|| {
+        let data = kernel();
+        Btf::parse(&data).map(|btf| kernel_functions(&btf)).unwrap_or_default()
+    });
+    known.iter().find(|(btf_id, _)| *btf_id == id).map(|(_, helper)| *helper)
+}
+
+/// BTF id and number of each kernel function that bpftime has.
+fn kernel_functions(btf: &Btf) -> Vec<(u32, u32)> {
+    btf.functions().filter_map(|(id, name)| Some((id, helper::kfunc(name)?))).collect()
+}
+
 fn rows(btf: &Btf) -> Vec<Row> {
     let place = |(i, f): (usize, &bpftime_abi::task::Field)| {
         // A string has no struct around it.
@@ -92,6 +107,15 @@ mod tests {
         let has = |i: usize| rows.iter().any(|r| r.field as usize == i);
         let missing: Vec<_> = (0..FIELDS.len()).filter(|i| !has(*i)).map(name).collect();
         assert_eq!(missing, ["task_struct.real_start_time"], "the old name of start_boottime");
+    }
+
+    #[test]
+    fn our_blob_has_the_kernel_functions() {
+        let found = kernel_functions(&Btf::parse(OURS).expect("our blob parses"));
+        let all = helper::NAMES.iter().filter(|(id, _)| *id >= helper::KFUNC_FIRST);
+        for (id, name) in all {
+            assert!(found.iter().any(|(_, h)| h == id), "{name} is missing: scripts/btf");
+        }
     }
 
     #[test]

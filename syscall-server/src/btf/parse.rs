@@ -29,6 +29,7 @@ mod kind {
     pub const FUNC_PROTO: u32 = 13;
     pub const VAR: u32 = 14;
     pub const DATASEC: u32 = 15;
+    pub const FUNC: u32 = 12;
     pub const FLOAT: u32 = 16;
     pub const DECL_TAG: u32 = 17;
     pub const TYPE_TAG: u32 = 18;
@@ -110,6 +111,12 @@ impl<'a> Btf<'a> {
             at = t.elements + extra(t.kind, t.vlen);
         }
         (at == sections.types.len()).then_some(btf)
+    }
+
+    /// Ids and names of all functions.
+    pub fn functions(&self) -> impl Iterator<Item = (u32, &'a [u8])> {
+        let types = (1..=self.at.len() as u32).filter_map(|id| Some((id, self.get(id)?)));
+        types.filter(|(_, t)| t.kind == kind::FUNC).map(|(id, t)| (id, self.string(t.name)))
     }
 
     /// Names and sizes of all structs, in order.

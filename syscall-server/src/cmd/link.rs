@@ -7,7 +7,7 @@ use bpftime_abi::attr::{LinkCreatePerf, LinkCreateUprobeMulti, LinkUpdate, OneFd
 use bpftime_abi::prog_type::{
     BPF_LINK_TYPE_PERF_EVENT, BPF_LINK_TYPE_RAW_TRACEPOINT, BPF_LINK_TYPE_UPROBE_MULTI, BPF_PERF_EVENT,
     BPF_PROG_TYPE_KPROBE, BPF_PROG_TYPE_PERF_EVENT, BPF_PROG_TYPE_RAW_TRACEPOINT, BPF_PROG_TYPE_TRACEPOINT,
-    BPF_TRACE_KPROBE_MULTI, BPF_TRACE_UPROBE_MULTI,
+    BPF_TRACE_KPROBE_MULTI, BPF_TRACE_UPROBE_MULTI, BPF_TRACE_UPROBE_SESSION,
 };
 use bpftime_shm::session::wire::{LinkKind, LinkSpec, Point};
 use rustix::fd::OwnedFd;
@@ -19,7 +19,7 @@ pub fn create(attr: &Attr) -> Result<i64, Errno> {
     let a: LinkCreatePerf = attr.get();
     match a.attach_type {
         BPF_PERF_EVENT => perf_link(&a),
-        BPF_TRACE_UPROBE_MULTI => uprobe_multi(&attr.get()),
+        BPF_TRACE_UPROBE_MULTI | BPF_TRACE_UPROBE_SESSION => uprobe_multi(&attr.get()),
         // bpftrace asks whether kprobe_multi exists and takes this for a no.
         BPF_TRACE_KPROBE_MULTI => Err(Errno::OPNOTSUPP),
         _ => Err(Errno::INVAL),
@@ -57,16 +57,18 @@ fn new_link(
 }
 
 /// Programs of these attach types go on their own kind of link only.
-const MULTI_TYPES: [u32; 2] = [BPF_TRACE_KPROBE_MULTI, BPF_TRACE_UPROBE_MULTI];
+const MULTI_TYPES: [u32; 3] = [BPF_TRACE_KPROBE_MULTI, BPF_TRACE_UPROBE_MULTI, BPF_TRACE_UPROBE_SESSION];
 /// `BPF_F_UPROBE_MULTI_RETURN`.
 const MULTI_RETURN: u32 = 1;
 /// `MAX_UPROBE_MULTI_CNT`.
 const MULTI_MAX: u32 = 1 << 20;
 
-/// One program on many offsets of a file: on all or on none. The order of the checks is the kernel's.
+/// One program on many offsets of a file: on all or on none. The order of the checks is the kernel's. A session's program
+/// runs at the return as well, with or without the flag.
 fn uprobe_multi(a: &LinkCreateUprobeMulti) -> Result<i64, Errno> {
     let prog = object::prog(a.prog_fd)?;
-    let fits = prog.spec.prog_type == BPF_PROG_TYPE_KPROBE && prog.attach_type == BPF_TRACE_UPROBE_MULTI;
+    let fits = prog.spec.prog_type == BPF_PROG_TYPE_KPROBE && prog.attach_type == a.attach_type;
+    let session = a.attach_type == BPF_TRACE_UPROBE_SESSION;
     if !fits || a.flags != 0 || a.multi_flags & !MULTI_RETURN != 0 {
         return Err(Errno::INVAL);
     }
@@ -86,19 +88,18 @@ fn uprobe_multi(a: &LinkCreateUprobeMulti) -> Result<i64, Errno> {
     if points.iter().any(|p| p.offset as i64 > st.st_size || p.ref_ctr_offset % 2 != 0) {
         return Err(Errno::INVAL);
     }
-    if a.multi_flags & MULTI_RETURN != 0 && perf::golang::is_go(&path) {
-        return Err(Errno::OPNOTSUPP);
-    }
-    let starts = |p: &Point| a.multi_flags == 0 && perf::function::starts_at(&path, p.offset);
+    perf::unfit::refuse(&path, &st)?;
+    let returns = session || a.multi_flags & MULTI_RETURN != 0;
+    let starts = |p: &Point| !returns && perf::function::starts_at(&path, p.offset);
     if prog.overrides && !points.iter().all(starts) {
         return Err(Errno::INVAL);
     }
     let (tool, ours) = fds::event_pair()?;
     let spec = LinkSpec {
-        kind: LinkKind::Uprobe,
+        kind: if session { LinkKind::Session } else { LinkKind::Uprobe },
         link: object::next_id(),
         prog: prog.spec.prog,
-        ret: a.multi_flags & MULTI_RETURN != 0,
+        ret: returns,
         pid: if a.pid == 0 { -1 } else { a.pid as i32 },
         dev: st.st_dev,
         ino: st.st_ino,

@@ -90,6 +90,9 @@ fn event(e: &PerfObject, asked: &LinkInfo) -> Result<[u64; 6], Errno> {
             [kind, buf, len | offset << 32, cookie, *ref_ctr_offset, 0]
         }
         PerfKind::Clock { .. } => [kind::EVENT, 0, PERF_TYPE_SOFTWARE.into(), cookie, 0, 0],
+        PerfKind::Counter { counter, .. } => {
+            [kind::EVENT, counter.config, counter.type_.into(), cookie, 0, 0]
+        }
         PerfKind::Tracepoint(event) => {
             let len = string(buf, room, perf::tracepoint::name_of(event).as_bytes())? as u64;
             [kind::TRACEPOINT, buf, len, cookie, 0, 0]

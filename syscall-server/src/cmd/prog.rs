@@ -222,6 +222,9 @@ impl LoadEnv for UsedMaps {
     fn helper_exists(&self, id: u32) -> bool {
         helper::exists(id)
     }
+    fn kernel_function(&mut self, btf_id: i32) -> Option<u32> {
+        crate::btf::kernel_function(btf_id as u32)
+    }
 }
 
 impl NamedMaps for UsedMaps {

@@ -7,7 +7,7 @@ use std::ffi::{CStr, c_char, c_int, c_void};
 
 /// What to return after a call for `path` has failed with `failed`: what `ours` makes of the file we have, if we have
 /// one, else the failure with its errno.
-fn or_ours<T: Copy>(failed: T, path: *const c_char, ours: impl FnOnce(Answer) -> Option<T>) -> T {
+pub(super) fn or_ours<T: Copy>(failed: T, path: *const c_char, ours: impl FnOnce(Answer) -> Option<T>) -> T {
     let errno = real::errno();
     let absent = [libc::ENOENT, libc::EACCES, libc::EPERM, libc::ENOTDIR].contains(&errno);
     if !absent || path.is_null() || tool::is_inert() {
@@ -128,22 +128,6 @@ pub unsafe extern "C" fn fopen(path: *const c_char, mode: *const c_char) -> *mut
 pub unsafe extern "C" fn fopen64(path: *const c_char, mode: *const c_char) -> *mut c_void {
     // SAFETY: as our caller's.
     unsafe { fopen(path, mode) }
-}
-
-/// `opendir(3)`. Directories of ours have no entries to read: only what stands in for another is opened.
-///
-/// # Safety
-/// As the C function.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn opendir(path: *const c_char) -> *mut c_void {
-    let dir = real::opendir(path);
-    if !dir.is_null() {
-        return dir;
-    }
-    or_ours(dir, path, |answer| match answer {
-        Answer::StandIn(path) => Some(real::opendir(path.as_ptr())),
-        Answer::Contents(_) | Answer::TracePipe | Answer::Directory => None,
-    })
 }
 
 /// `glob(3)`: bpftrace looks for the formats of events that match a pattern. What of ours matches is added by the C

@@ -34,8 +34,8 @@ pub fn is_replaced(path: &CStr) -> bool {
     match path.to_bytes() {
         b"/proc/kallsyms" => tool::is_tool(),
         b"/sys/kernel/btf/vmlinux" => btf::hides_kernels(),
-        // The kernel's has nothing of what programs here print.
-        path => tool::is_tool() && trace_pipe::is(path),
+        // The kernel's has nothing of what programs here print, and a probe that was refused here is not to end there.
+        path => tool::is_tool() && (trace_pipe::is(path) || tracefs::makes_probes(path)),
     }
 }
 
@@ -52,8 +52,14 @@ pub fn answer(path: &CStr) -> Option<Answer> {
         return CString::new(real.into_os_string().into_vec()).ok().map(Answer::StandIn);
     }
     let file = contents(path).map(Answer::Contents);
-    let is_directory = || tracefs::is_directory(path) || btf::is_directory(path) || pmu::is_directory(path);
+    let is_directory =
+        || tracefs::directory(path).is_some() || btf::is_directory(path) || pmu::is_directory(path);
     file.or_else(|| is_directory().then_some(Answer::Directory))
+}
+
+/// Directories and files in a directory of tracefs that the kernel does not give; those of others are not listed.
+pub fn names(path: &CStr) -> Option<(Vec<String>, Vec<String>)> {
+    Some(tracefs::directory(path.to_str().ok()?)?.names())
 }
 
 /// The files of ours that match a pattern of glob(3).

@@ -14,6 +14,12 @@ pub const CATEGORIES: [&str; 3] = ["syscalls", "raw_syscalls", "sched"];
 /// First id of our events, beyond what kernels give out, so that an id tells whose it is.
 const FIRST_ID: u32 = 0x1_0000;
 
+/// Whether `path` is a file through which the kernel makes probes.
+pub fn makes_probes(path: &[u8]) -> bool {
+    let below = ROOTS.iter().find_map(|root| path.strip_prefix(root.as_bytes()));
+    matches!(below, Some(b"uprobe_events" | b"kprobe_events"))
+}
+
 /// The contents of a file below tracefs.
 pub fn contents(path: &str) -> Option<Vec<u8>> {
     let below = ROOTS.iter().find_map(|root| path.strip_prefix(root))?;
@@ -34,17 +40,48 @@ pub fn contents(path: &str) -> Option<Vec<u8>> {
     }
 }
 
-/// Whether `path` is a directory of the tree that [`contents`] serves.
-pub fn is_directory(path: &str) -> bool {
+/// A directory of the tree that [`contents`] serves.
+pub enum Directory {
+    Root,
+    Events,
+    Category(&'static str),
+    Event,
+}
+
+/// The directory at `path`, if it is one of ours.
+pub fn directory(path: &str) -> Option<Directory> {
     let path = format!("{}/", path.trim_end_matches('/'));
-    let Some(below) = ROOTS.iter().find_map(|root| path.strip_prefix(root)) else { return false };
+    let below = ROOTS.iter().find_map(|root| path.strip_prefix(root))?;
     let parts: Vec<&str> = below.split_terminator('/').collect();
     match parts[..] {
-        [] | ["events"] => true,
-        ["events", category] => CATEGORIES.contains(&category),
-        ["events", category, event] => find(category, event).is_some(),
-        _ => false,
+        [] => Some(Directory::Root),
+        ["events"] => Some(Directory::Events),
+        ["events", category] => CATEGORIES.into_iter().find(|c| *c == category).map(Directory::Category),
+        ["events", category, event] => find(category, event).map(|_| Directory::Event),
+        _ => None,
     }
+}
+
+impl Directory {
+    /// Directories and files in it.
+    pub fn names(&self) -> (Vec<String>, Vec<String>) {
+        let owned = |names: &[&str]| names.iter().map(|n| n.to_string()).collect();
+        let none = Vec::new;
+        match self {
+            Self::Root => (
+                owned(&["events"]),
+                owned(&["available_events", "kprobe_events", "trace_pipe", "uprobe_events"]),
+            ),
+            Self::Events => (owned(&CATEGORIES), none()),
+            Self::Category(c) => (all().filter(|e| e.category() == *c).map(|e| e.name()).collect(), none()),
+            Self::Event => (none(), owned(&["format", "id"])),
+        }
+    }
+}
+
+/// Every event, in the order of the ids.
+fn all() -> impl Iterator<Item = Event> {
+    (0..).map_while(at)
 }
 
 /// What [`by_id`] finds.
@@ -167,6 +204,14 @@ impl Event {
         }
     }
 
+    fn category(&self) -> &'static str {
+        match self {
+            Self::RawEnter | Self::RawExit => "raw_syscalls",
+            Self::Task(..) => "sched",
+            Self::Enter(..) | Self::Exit(..) => "syscalls",
+        }
+    }
+
     fn name(&self) -> String {
         match self {
             Self::Enter(_, s) => format!("sys_enter_{}", s.name),
@@ -268,21 +313,12 @@ fn field(out: &mut String, decl: &str, offset: usize, size: usize, signed: u8) {
 
 /// The files that describe events, below each root.
 pub fn files() -> impl Iterator<Item = String> {
-    let events: Vec<String> = available_events().lines().map(|l| l.replace(':', "/")).collect();
-    let below = events.into_iter().flat_map(|e| ["format", "id"].map(|file| format!("events/{e}/{file}")));
-    below.flat_map(|path| ROOTS.iter().map(move |root| format!("{root}{path}")))
+    let of = |e: Event| ["format", "id"].map(|file| format!("events/{}/{}/{file}", e.category(), e.name()));
+    all().flat_map(of).flat_map(|path| ROOTS.iter().map(move |root| format!("{root}{path}")))
 }
 
 fn available_events() -> String {
-    let mut out = String::new();
-    for t in TASKS {
-        let _ = writeln!(out, "sched:{}", t.name);
-    }
-    out.push_str("raw_syscalls:sys_exit\nraw_syscalls:sys_enter\n");
-    for s in SYSCALLS {
-        let _ = writeln!(out, "syscalls:sys_exit_{0}\nsyscalls:sys_enter_{0}", s.name);
-    }
-    out
+    all().map(|e| format!("{}:{}\n", e.category(), e.name())).collect()
 }
 
 #[cfg(test)]
@@ -298,19 +334,25 @@ mod tests {
         assert!(contents("/etc/passwd").is_none());
     }
 
-    fn all() -> impl Iterator<Item = Event> {
-        (0..2 + 2 * SYSCALLS.len() + TASKS.len()).map(|n| at(n).expect("an event for each id"))
+    #[test]
+    fn every_name_in_a_directory_is_a_file_or_a_directory() {
+        let mut files = 0;
+        let mut ways = vec![ROOTS[0].to_string()];
+        while let Some(way) = ways.pop() {
+            let (below, here) = directory(&way).expect("a directory").names();
+            ways.extend(below.iter().map(|name| format!("{way}{name}/")));
+            let theirs = here.iter().filter(|name| *name != "trace_pipe");
+            files += theirs.filter(|name| contents(&format!("{way}{name}")).is_some()).count();
+        }
+        assert_eq!(files, 3 + 2 * all().count());
     }
 
     #[test]
     fn every_event_is_found_by_its_id_and_by_its_name() {
+        assert_eq!(all().count(), 2 + 2 * SYSCALLS.len() + TASKS.len());
         for (n, e) in all().enumerate() {
             assert_eq!(e.id(), FIRST_ID + n as u32);
-            let category = match e {
-                Event::RawEnter | Event::RawExit => "raw_syscalls",
-                Event::Task(..) => "sched",
-                _ => "syscalls",
-            };
+            let category = e.category();
             assert_eq!(find(category, &e.name()).map(|f| f.id()), Some(e.id()));
             assert_eq!(by_id(e.id()), crate::perf::tracepoint::named(category, &e.name()));
             assert!(available_events().contains(&format!("{category}:{}\n", e.name())));
@@ -328,15 +370,12 @@ mod tests {
         };
         let mut compared = 0;
         for e in all() {
-            for category in CATEGORIES {
-                let path = format!("{root}events/{category}/{}/format", e.name());
-                let Ok(theirs) = std::fs::read_to_string(path) else { continue };
-                let rest = |t: &str| {
-                    t.lines().filter(|l| !l.starts_with("ID:")).map(str::to_owned).collect::<Vec<_>>()
-                };
-                assert_eq!(rest(&e.format()), rest(&theirs), "{}", e.name());
-                compared += 1;
-            }
+            let path = format!("{root}events/{}/{}/format", e.category(), e.name());
+            let Ok(theirs) = std::fs::read_to_string(path) else { continue };
+            let rest =
+                |t: &str| t.lines().filter(|l| !l.starts_with("ID:")).map(str::to_owned).collect::<Vec<_>>();
+            assert_eq!(rest(&e.format()), rest(&theirs), "{}", e.name());
+            compared += 1;
         }
         println!("compared {compared} format files");
         assert!(compared > 600);

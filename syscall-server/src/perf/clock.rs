@@ -7,6 +7,7 @@
 use super::{apply_probe, timer};
 use crate::object::{self, Object, PerfKind, PerfObject, ProgObject};
 use bpftime_abi::map_type::BPF_MAP_TYPE_STACK_TRACE;
+use bpftime_abi::perf::ATTR_FREQ;
 use bpftime_shm::session::wire::{LinkKind, LinkSpec, SampleEvent};
 use rustix::io::Errno;
 use std::sync::{Arc, OnceLock, PoisonError};
@@ -75,8 +76,13 @@ fn peers(event: &PerfObject, prog: &Arc<ProgObject>) -> Vec<Arc<PerfObject>> {
 
 /// The link of an event that samples.
 pub fn spec(sample: SampleEvent, pid: i32, link: u32, prog: &ProgObject) -> LinkSpec {
+    LinkSpec { kind: LinkKind::Sample(sample), ..of_no_file(link, prog, pid) }
+}
+
+/// A link without file and points; of the kind that the caller says.
+pub fn of_no_file(link: u32, prog: &ProgObject, pid: i32) -> LinkSpec {
     LinkSpec {
-        kind: LinkKind::Sample(sample),
+        kind: LinkKind::Uprobe,
         link,
         prog: prog.spec.prog,
         ret: false,
@@ -90,20 +96,25 @@ pub fn spec(sample: SampleEvent, pid: i32, link: u32, prog: &ProgObject) -> Link
 
 /// PERF_EVENT_IOC_PERIOD: `EINVAL` for an event that does not sample.
 pub fn set_period(event: &Arc<PerfObject>, value: u64) -> Result<(), Errno> {
-    let PerfKind::Clock { freq, .. } = event.kind else { return check_period(value, false) };
+    let freq = match event.kind {
+        PerfKind::Clock { freq, .. } => freq,
+        PerfKind::Counter { counter, .. } => counter.flags & ATTR_FREQ != 0,
+        _ => return check_period(value, false),
+    };
     check_period(value, freq)?;
     let restart = {
         let mut state = event.state.lock().unwrap_or_else(PoisonError::into_inner);
         if state.period == 0 {
             return Err(Errno::INVAL);
         }
-        state.period = period_of(freq, value);
+        let clock = matches!(event.kind, PerfKind::Clock { .. });
+        state.period = if clock { period_of(freq, value) } else { value };
         state.attached
     };
     let Some(link) = restart else { return Ok(()) };
     crate::broker::detach(link)?;
     event.state.lock().unwrap_or_else(PoisonError::into_inner).attached = None;
-    apply(event)
+    super::apply(event)
 }
 
 fn check_period(value: u64, freq: bool) -> Result<(), Errno> {
@@ -113,7 +124,7 @@ fn check_period(value: u64, freq: bool) -> Result<(), Errno> {
 
 /// PERF_EVENT_IOC_REFRESH: as enabling, for an event that samples.
 pub fn refresh(event: &Arc<PerfObject>) -> Result<(), Errno> {
-    let counts_only = matches!(event.kind, PerfKind::Clock { .. })
+    let counts_only = matches!(event.kind, PerfKind::Clock { .. } | PerfKind::Counter { .. })
         && event.state.lock().unwrap_or_else(PoisonError::into_inner).period == 0;
     if counts_only { Err(Errno::INVAL) } else { super::set_enabled(event, true) }
 }

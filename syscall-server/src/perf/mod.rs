@@ -2,13 +2,14 @@
 
 mod clock;
 pub mod context;
+mod counter;
 pub mod function;
-pub mod golang;
 pub mod kprobe;
 pub mod mmap;
 mod open;
 mod timer;
 pub mod tracepoint;
+pub mod unfit;
 
 pub use open::open;
 
@@ -17,7 +18,7 @@ use crate::object::{self, Object, PerfKind, PerfObject, PerfState, ProgObject};
 use crate::{broker, user};
 use bpftime_abi::perf;
 use bpftime_abi::prog_type::{BPF_PROG_TYPE_KPROBE, BPF_PROG_TYPE_PERF_EVENT, BPF_PROG_TYPE_TRACEPOINT};
-use bpftime_shm::session::wire::{LinkKind, LinkSpec, Point, SampleEvent, Side};
+use bpftime_shm::session::wire::{Counter, CounterEvent, LinkKind, LinkSpec, Point, SampleEvent, Side};
 use rustix::fd::OwnedFd;
 use rustix::io::Errno;
 use std::sync::{Arc, PoisonError};
@@ -123,7 +124,7 @@ pub fn described(kind: &PerfKind) -> Described {
             let name = tracepoint::name_of(event).into_bytes();
             Described { fd_type: TRACEPOINT, name, ..Described::default() }
         }
-        PerfKind::BpfOutput | PerfKind::Clock { .. } => Described::default(),
+        PerfKind::BpfOutput | PerfKind::Clock { .. } | PerfKind::Counter { .. } => Described::default(),
     }
 }
 
@@ -137,6 +138,7 @@ fn apply(event: &Arc<PerfObject>) -> Result<(), Errno> {
     match &event.kind {
         PerfKind::Uprobe { .. } | PerfKind::Tracepoint(_) | PerfKind::Kprobe(_) => apply_probe(event),
         PerfKind::Clock { .. } => clock::apply(event),
+        PerfKind::Counter { .. } => counter::apply(event),
         PerfKind::BpfOutput => Ok(()),
     }
 }
@@ -163,7 +165,7 @@ fn apply_probe(event: &Arc<PerfObject>) -> Result<(), Errno> {
 }
 
 fn spec_of(event: &PerfObject, link: u32, prog: &ProgObject, state: &PerfState) -> Result<LinkSpec, Errno> {
-    let cookie = state.cookie;
+    let (cookie, pid) = (state.cookie, event.pid);
     if let PerfKind::Tracepoint(call) = event.kind {
         return Ok(tracepoint::spec_of(call, event, link, prog, cookie));
     }
@@ -173,6 +175,10 @@ fn spec_of(event: &PerfObject, link: u32, prog: &ProgObject, state: &PerfState) 
     if let PerfKind::Clock { cpu, .. } = event.kind {
         let sample = SampleEvent { period: state.period, cpu, cookie };
         return Ok(clock::spec(sample, event.pid, link, prog));
+    }
+    if let PerfKind::Counter { counter, cpu } = event.kind {
+        let event = CounterEvent { counter: Counter { period: state.period, ..counter }, cpu, cookie };
+        return Ok(LinkSpec { kind: LinkKind::Counter(event), ..clock::of_no_file(link, prog, pid) });
     }
     let PerfKind::Uprobe { path, file, offset, ret, ref_ctr_offset } = &event.kind else {
         return Err(Errno::INVAL);

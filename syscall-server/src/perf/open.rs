@@ -80,12 +80,11 @@ fn kind_of(a: &PerfEventAttr, cpu: i32) -> Result<PerfKind, Errno> {
         (perf::PERF_TYPE_SOFTWARE, perf::PERF_COUNT_SW_CPU_CLOCK | perf::PERF_COUNT_SW_TASK_CLOCK) => {
             Ok(PerfKind::Clock { freq: a.flags & perf::ATTR_FREQ != 0, cpu: u32::try_from(cpu).ok() })
         }
-        // Software events that only the kernel sees.
-        (perf::PERF_TYPE_SOFTWARE, n) if n < perf::PERF_COUNT_SW_MAX => Err(Errno::OPNOTSUPP),
+        (t, _) if super::counter::is(t) => super::counter::event(a, cpu),
         (t, _) if t == uprobe_pmu() => uprobe(a),
         (t, _) if t == kprobe::pmu() => kprobe::event(a).map(PerfKind::Kprobe),
         (perf::PERF_TYPE_TRACEPOINT, _) => super::tracepoint::event(a).map(PerfKind::Tracepoint),
-        // What the kernel says without such a PMU, hardware events too; the tools name the event in their message.
+        // What the kernel says without such a PMU.
         _ => Err(Errno::NOENT),
     }
 }
@@ -106,10 +105,7 @@ fn uprobe(a: &PerfEventAttr) -> Result<PerfKind, Errno> {
     if a.config2 as i64 >= st.st_size || (a.config2 as i64) < 0 {
         return Err(Errno::INVAL);
     }
-    if a.config & 1 != 0 && super::golang::is_go(&path) {
-        tracing::error!(path = %String::from_utf8_lossy(&path), "return probes on Go programs are refused: their stacks move");
-        return Err(Errno::OPNOTSUPP);
-    }
+    super::unfit::refuse(&path, &st)?;
     Ok(PerfKind::Uprobe {
         path,
         file: (st.st_dev, st.st_ino),
@@ -145,9 +141,11 @@ fn create(a: &PerfEventAttr, kind: PerfKind, (pid, cpu): (i32, i32), flags: u64)
     } else {
         (None, Some(ours))
     };
+    let clock = matches!(kind, PerfKind::Clock { .. });
+    let freq = a.flags & perf::ATTR_FREQ != 0;
     let state = PerfState {
         enabled: a.flags & perf::ATTR_DISABLED == 0,
-        period: super::clock::period_of(a.flags & perf::ATTR_FREQ != 0, a.sample_period),
+        period: if clock { super::clock::period_of(freq, a.sample_period) } else { a.sample_period },
         ..PerfState::default()
     };
     let event = Arc::new(PerfObject {

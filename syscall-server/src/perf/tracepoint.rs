@@ -34,14 +34,8 @@ pub fn spec(event: Tracepoint, cookie: u64, pid: i32, link: u32, prog: &ProgObje
             Tracepoint::Call(call) => LinkKind::Syscall(SyscallEvent { cookie, ..call }),
             Tracepoint::Task(kind) => LinkKind::Task(TaskEvent { kind, cookie }),
         },
-        link,
-        prog: prog.spec.prog,
         ret: matches!(event, Tracepoint::Call(SyscallEvent { side: Side::Exit, .. })),
-        pid,
-        dev: 0,
-        ino: 0,
-        path: Vec::new(),
-        points: Vec::new(),
+        ..super::clock::of_no_file(link, prog, pid)
     }
 }
 

@@ -33,6 +33,10 @@ pub trait LoadEnv {
     }
     /// Whether programs may call this helper.
     fn helper_exists(&self, id: u32) -> bool;
+    /// The helper that stands for the kernel function of this BTF id.
+    fn kernel_function(&mut self, _btf_id: i32) -> Option<u32> {
+        None
+    }
     /// The kernel's name of a helper, for the message when it does not exist here.
     fn helper_name(&self, _id: u32) -> Option<&'static str> {
         None

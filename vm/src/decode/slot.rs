@@ -3,8 +3,9 @@
 use super::error::{LoadError, Reason};
 use super::{Dialect, LoadEnv};
 use crate::isa::{
-    AluOp, AtomicOp, Callee, Cond, Const, Insn, MapIdx, Op, Operand, Reg, Size, SwapOp, Width, code,
+    AluOp, AtomicOp, Callee, Cond, Const, Insn, MapIdx, Op, Operand, Poison, Reg, Size, SwapOp, Width, code,
 };
+use bpftime_abi::helper::{KFUNC_FIRST, exists};
 
 type Decoded = Result<Op, Reason>;
 
@@ -141,7 +142,7 @@ impl Slot<'_> {
         }
     }
 
-    fn jmp(&self, width: Width) -> Decoded {
+    fn jmp(&mut self, width: Width) -> Decoded {
         match self.insn.code {
             code::CALL => self.call(),
             code::EXIT => self.exit(),
@@ -179,13 +180,16 @@ impl Slot<'_> {
         usize::try_from(to).map_err(|_| Reason::JumpRange { from: self.at, to })
     }
 
-    fn call(&self) -> Decoded {
+    fn call(&mut self) -> Decoded {
         let insn = self.insn;
         zero(insn.dst() == 0 && insn.off == 0, "BPF_CALL")?;
         match insn.src() {
-            0 => Ok(Op::Call(Callee::Helper(insn.imm as u32))),
+            0 => Ok(Op::Call(helper(insn.imm as u32))),
             code::PSEUDO_CALL => Ok(Op::Call(Callee::Func(self.func()?))),
-            code::PSEUDO_KFUNC_CALL => Err(Reason::KernelFunction(insn.imm)),
+            code::PSEUDO_KFUNC_CALL => {
+                let found = self.env.kernel_function(insn.imm);
+                found.map(|id| Op::Call(Callee::Helper(id))).ok_or(Reason::KernelFunction(insn.imm))
+            }
             _ => Err(Reason::ReservedFields("BPF_CALL")),
         }
     }
@@ -314,6 +318,12 @@ impl Slot<'_> {
         }
         Ok(Op::Atomic { op, fetch, size: self.size(), base: self.base()?, off: self.insn.off, src })
     }
+}
+
+/// What a call by number calls. The numbers of kernel functions are ours, not the program's.
+fn helper(id: u32) -> Callee {
+    let ours = id >= KFUNC_FIRST && exists(id);
+    if ours { Callee::Poisoned(Poison::Missing, id) } else { Callee::Helper(id) }
 }
 
 fn register(number: u8) -> Result<Reg, Reason> {

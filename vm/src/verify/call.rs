@@ -41,7 +41,7 @@ impl Verifier<'_> {
         Ok(Frame::new(state.frames.len(), func, at))
     }
 
-    pub fn exit(&mut self, state: &mut State) -> Check<Next> {
+    pub fn exit(&mut self, state: &mut State, at: usize) -> Check<Next> {
         let depth = state.frames.len() - 1;
         if let Some(callback) = state.frame().callback {
             let result = *state.reg(Reg::R0);
@@ -56,7 +56,7 @@ impl Verifier<'_> {
                 Some(r) => {
                     invalid(format!("Unreleased reference id={} alloc_insn={}\n{at_exit}", r.id, r.insn))
                 }
-                None => Ok(Next::Done),
+                None => self.verdict(&result, at),
             };
         }
         if matches!(result.kind, Kind::Stack(_)) {
@@ -66,6 +66,25 @@ impl Verifier<'_> {
         self.leave(state);
         state.set(Reg::R0, result);
         Ok(Next::At(callsite + 1))
+    }
+
+    /// What a program may return: for a session's, whether the return is wanted.
+    fn verdict(&mut self, result: &Val, at: usize) -> Check<Next> {
+        if !self.is_session() {
+            return Ok(Next::Done);
+        }
+        self.decides(at);
+        if result.is_scalar() && result.num.wide.umax <= 1 {
+            return Ok(Next::Done);
+        }
+        if !result.is_scalar() {
+            return invalid(format!(
+                "At program exit the register R0 is not a known value ({})",
+                result.type_name()
+            ));
+        }
+        let got = range(result);
+        invalid(format!("At program exit the register R0 has {got} should have been in [0, 1]"))
     }
 
     /// Drops the innermost frame. Addresses of its stack may not survive it.
@@ -118,12 +137,7 @@ impl Verifier<'_> {
             return access("R0 not a scalar value".into());
         }
         if result.num.wide.umax > 1 {
-            let (min, max) = (result.num.wide.smin, result.num.wide.smax);
-            let got = if (min, max) == (i64::MIN, i64::MAX) {
-                "unknown scalar value".to_string()
-            } else {
-                format!("smin={min} smax={max}")
-            };
+            let got = range(&result);
             return invalid(format!(
                 "At callback return the register R0 has {got} should have been in [0, 1]"
             ));
@@ -204,6 +218,16 @@ impl Verifier<'_> {
         let round = Round { callsite: at, number, state: inside.clone() };
         inside.frame_at_mut(caller).round = Some(Rc::new(round));
         true
+    }
+}
+
+/// A number as messages describe it.
+fn range(number: &Val) -> String {
+    let (min, max) = (number.num.wide.smin, number.num.wide.smax);
+    if (min, max) == (i64::MIN, i64::MAX) {
+        "unknown scalar value".to_string()
+    } else {
+        format!("smin={min} smax={max}")
     }
 }
 

@@ -329,7 +329,7 @@ impl<'a> Verifier<'a> {
             Op::Jump { target } => return Ok(Next::At(target)),
             Op::Branch { .. } => return self.branch(state, at, op),
             Op::Call(callee) => return self.call(state, at, callee),
-            Op::Exit => return self.exit(state),
+            Op::Exit => return self.exit(state, at),
             Op::Second => {}
         }
         Ok(Next::At(at + op.slots()))

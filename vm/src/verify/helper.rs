@@ -12,6 +12,7 @@ use bpftime_abi::helper::{self, Proto, Ret, id};
 use bpftime_abi::map_type::*;
 use bpftime_abi::prog_type::{
     BPF_PROG_TYPE_KPROBE, BPF_PROG_TYPE_SOCKET_FILTER, BPF_PROG_TYPE_SYSCALL, BPF_PROG_TYPE_TRACING,
+    BPF_TRACE_UPROBE_SESSION,
 };
 
 /// The lowest errno a helper returns is minus this.
@@ -148,6 +149,7 @@ impl Verifier<'_> {
             Some(proto) if self.env.helper_exists(helper) => proto,
             _ => return not_here(helper),
         };
+        self.kernel_function(helper)?;
         if !allowed(helper, self.env.prog_type()) {
             let (name, kind) = (helper::full_name(helper).unwrap_or("unknown"), self.env.prog_type());
             if helper != id::get_func_ip {
@@ -187,6 +189,27 @@ impl Verifier<'_> {
         Ok(Next::At(at + 1))
     }
 
+    /// The session functions are for programs of sessions under the GPL; all helpers pass.
+    fn kernel_function(&self, helper: u32) -> Check {
+        if helper < helper::KFUNC_FIRST {
+            return Ok(());
+        }
+        if !self.env.gpl() {
+            return invalid("cannot call kernel function from non-GPL compatible program".into());
+        }
+        if self.is_session() {
+            return Ok(());
+        }
+        let name = helper::name(helper).unwrap_or("unknown");
+        access(format!("calling kernel function bpf_{name} is not allowed"))
+    }
+
+    /// Whether the program runs at a function's entry and again at its return.
+    pub(super) fn is_session(&self) -> bool {
+        self.env.prog_type() == BPF_PROG_TYPE_KPROBE
+            && self.env.expected_attach_type() == BPF_TRACE_UPROBE_SESSION
+    }
+
     fn result(&mut self, state: &mut State, proto: &Proto, call: &Call) -> Val {
         match proto.ret {
             Ret::Number => Val::UNKNOWN,
@@ -203,6 +226,7 @@ impl Verifier<'_> {
             }
             Ret::Task => Val::pointer(Kind::Object(Object::Task)),
             Ret::Registers => Val::pointer(Kind::Object(Object::Registers)),
+            Ret::Word => Val::pointer(Kind::Slice(8)),
             Ret::SliceOrNull => {
                 let id = self.fresh_id();
                 let slice = Val::pointer(Kind::Slice(call.alloc));

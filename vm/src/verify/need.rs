@@ -91,7 +91,8 @@ impl Needs {
             Op::Branch { dst, src: Operand::Reg(src), .. } => need.regs |= bit(dst) | bit(src),
             Op::Branch { dst, .. } if place.decisive => need.regs |= bit(dst),
             Op::Call(callee) => self.call(place, &mut need, callee),
-            Op::Exit if place.index != 0 => need.regs |= bit(Reg::R0),
+            // A program's own result matters where its type says which there are.
+            Op::Exit if place.index != 0 || place.decisive => need.regs |= bit(Reg::R0),
             _ => {}
         }
         need

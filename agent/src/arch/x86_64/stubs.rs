@@ -109,6 +109,12 @@ pub fn stub_addr(i: usize) -> usize {
     base() + i * STRIDE
 }
 
+/// The slot whose stub begins at `addr`.
+#[inline(always)]
+pub fn index_of_stub(addr: usize) -> usize {
+    addr.wrapping_sub(base()) / STRIDE
+}
+
 /// The return address that the stack holds while slot `i`'s call is in progress.
 #[inline(always)]
 pub fn ret_addr(i: usize) -> usize {

@@ -8,6 +8,7 @@ pub mod number;
 pub mod print;
 pub mod probe;
 pub mod ring;
+pub mod session;
 pub mod signal;
 pub mod stack;
 pub mod task;
@@ -46,6 +47,7 @@ use probe::{
 use ring::{
     perf_event_output, ringbuf_discard, ringbuf_output, ringbuf_query, ringbuf_reserve, ringbuf_submit,
 };
+use session::{session_cookie, session_is_return};
 use signal::{send_signal, send_signal_thread};
 use stack::{get_stack, get_stackid, get_task_stack};
 use task::{
