@@ -18,8 +18,7 @@ fn refused(flags: &[&str]) -> String {
         .args(["32", "3"]);
     let f = Running::start(cmd).finish(LIMIT);
     assert!(!f.status.success() && f.stderr.contains("Operation not supported"), "{f:?}");
-    let text = std::fs::read_to_string(&log).unwrap_or_default();
-    text
+    std::fs::read_to_string(&log).unwrap_or_default()
 }
 
 #[test]
