@@ -266,6 +266,7 @@ impl State {
             // The descriptor lived in the parent's control thread's table; the number means nothing here.
             std::mem::forget(s.sock.take());
         }
+        self.sites.follow_threads();
     }
 }
 
