@@ -237,6 +237,7 @@ impl Events {
     }
 
     fn open_in_all(&mut self, id: u32, counter: &Counter) {
+        signals::read_seccomp();
         if signals::seccomp_filtered() {
             self.refused = true;
             return;

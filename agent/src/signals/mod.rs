@@ -134,11 +134,18 @@ pub(crate) fn seccomp_comes() {
     SECCOMP.store(2, Relaxed);
 }
 
-/// Reads the seccomp mode. Called by the control thread: opens a file.
+/// Reads the seccomp mode of every thread: a filter may be one thread's. Called by the control thread: opens files. A filter
+/// that was seen stays.
 pub fn read_seccomp() {
-    let status = std::fs::read_to_string("/proc/thread-self/status").unwrap_or_default();
-    let mode = status.lines().find_map(|l| l.strip_prefix("Seccomp:")).map_or("0", str::trim);
-    SECCOMP.store(if mode == "0" { 1 } else { 2 }, Relaxed);
+    if seccomp_filtered() {
+        return;
+    }
+    let filtered = |tid: &i32| {
+        let status = std::fs::read_to_string(format!("/proc/self/task/{tid}/status")).unwrap_or_default();
+        status.lines().find_map(|l| l.strip_prefix("Seccomp:")).is_some_and(|mode| mode.trim() != "0")
+    };
+    let any = hook::threads::tids().iter().any(filtered);
+    SECCOMP.store(if any { 2 } else { 1 }, Relaxed);
 }
 
 const RIP: usize = libc::REG_RIP as usize;

@@ -5,6 +5,7 @@ use super::{Listeners, dispatch, effects, publish};
 use crate::hook::{Call, Engine};
 use crate::program::{self, Unfit};
 use crate::resolve::Mapping;
+use crate::signals;
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::ops::Range;
@@ -54,6 +55,8 @@ impl Calls {
         let maps = &whole(maps.iter().chain(&others.vdso));
         self.forget_unmapped(engine, maps);
         if self.active() {
+            // A filter that came before the first program for system calls was not seen coming.
+            signals::read_seccomp();
             note_linker(maps);
             self.read_modules(engine, maps);
         }
