@@ -255,7 +255,9 @@ impl State {
         self.settle(dirty);
         if self.sites.unseen() != told {
             let ids: Vec<u64> = self.sessions.iter().map(|s| s.id).collect();
-            ids.into_iter().for_each(|id| drop(self.ack(id, 0)));
+            for id in ids {
+                self.ack(id, 0);
+            }
         }
     }
 
