@@ -4,10 +4,10 @@
 //! that another process writes is a data race. Shared words are moved as relaxed atomics, which also
 //! means an aligned eight-byte value is never seen half written, as on the kernel.
 
-use core::sync::atomic::{AtomicU8, AtomicU64, Ordering::Relaxed};
+use core::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed};
 
 /// From here on `rep movsb` beats a loop of words (Intel optimisation manual, fast-string operation).
-const LONG: usize = 512;
+pub const LONG: usize = 512;
 
 #[inline]
 fn words(len: usize) -> usize {
@@ -20,18 +20,31 @@ fn words(len: usize) -> usize {
 /// Both ranges are valid for `len` bytes; `dst` is 8-aligned; they do not overlap.
 #[inline]
 pub unsafe fn to_shared(dst: *mut u8, src: *const u8, len: usize) {
-    if len >= LONG {
-        // SAFETY: the caller's promise.
-        return unsafe { move_bytes(dst, src, len) };
-    }
-    let tail = words(len);
-    for at in (0..tail).step_by(8) {
+    // SAFETY: the caller's promise.
+    unsafe { if len >= LONG { move_bytes(dst, src, len) } else { short_to_shared(dst, src, len) } }
+}
+
+/// As [`to_shared`], word by word whatever the length.
+///
+/// # Safety
+/// As for that.
+#[inline]
+pub unsafe fn short_to_shared(dst: *mut u8, src: *const u8, len: usize) {
+    let mut at = words(len);
+    for at in (0..at).step_by(8) {
         // SAFETY: at + 8 <= len; dst is 8-aligned; the source is read unaligned.
         unsafe {
             (*dst.add(at).cast::<AtomicU64>()).store(src.add(at).cast::<u64>().read_unaligned(), Relaxed)
         };
     }
-    for at in tail..len {
+    if len & 4 != 0 {
+        // SAFETY: as above; what is left of an 8-aligned word is 4-aligned.
+        unsafe {
+            (*dst.add(at).cast::<AtomicU32>()).store(src.add(at).cast::<u32>().read_unaligned(), Relaxed)
+        };
+        at += 4;
+    }
+    for at in at..len {
         // SAFETY: at < len.
         unsafe { (*dst.add(at).cast::<AtomicU8>()).store(*src.add(at), Relaxed) };
     }
@@ -122,10 +135,10 @@ pub unsafe fn equal(shared: *const u8, private: *const u8, len: usize) -> bool {
 /// Both ranges are valid for `len` bytes and do not overlap.
 #[cfg(target_arch = "x86_64")]
 unsafe fn move_bytes(dst: *mut u8, src: *const u8, len: usize) {
-    // SAFETY: the caller's promise; the direction flag is clear at function entry by the ABI.
+    // SAFETY: the caller's promise. A probe may come where the host counts backwards: the flag is not the ABI's here.
     unsafe {
-        core::arch::asm!("rep movsb", inout("rcx") len => _, inout("rdi") dst => _, inout("rsi") src => _,
-            options(nostack, preserves_flags));
+        core::arch::asm!("pushfq", "cld", "rep movsb", "popfq",
+            inout("rcx") len => _, inout("rdi") dst => _, inout("rsi") src => _, options(preserves_flags));
     }
 }
 

@@ -18,6 +18,7 @@ pub mod table;
 mod task_storage;
 
 pub use fd_array::FdArray;
+pub use hash::{Hash, HashParts};
 pub use members::Members;
 pub use perf_array::PerfEventArray;
 pub use stack_trace::StackTrace;
@@ -332,6 +333,15 @@ impl Map {
         match &self.kind {
             Kind::ARRAY(array) => Some((array.base(), None)),
             Kind::PERCPU_ARRAY(array) => Some((array.base(), Some(array.cpu_stride()))),
+            _ => None,
+        }
+    }
+
+    /// The table of a HASH or PERCPU_HASH.
+    #[inline]
+    pub fn hash_table(&self) -> Option<&Hash> {
+        match &self.kind {
+            Kind::HASH(hash) | Kind::PERCPU_HASH(hash) => Some(hash),
             _ => None,
         }
     }

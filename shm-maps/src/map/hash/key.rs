@@ -4,8 +4,8 @@ use crate::copy;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 
 // Odd constants of wyhash: their bit patterns make one multiplication mix well.
-const MIX_A: u64 = 0xa076_1d64_78bd_642f;
-const MIX_B: u64 = 0xe703_7ed1_a0b4_28db;
+pub(super) const MIX_A: u64 = 0xa076_1d64_78bd_642f;
+pub(super) const MIX_B: u64 = 0xe703_7ed1_a0b4_28db;
 
 /// Multiplies to 128 bits and folds: every input bit reaches the low half, where the bucket comes from.
 #[inline]

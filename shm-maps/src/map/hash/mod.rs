@@ -13,6 +13,7 @@
 //! that is overtaken by a delete and an insert.
 
 mod chain;
+mod direct;
 mod key;
 mod lru;
 mod nodes;
@@ -30,6 +31,45 @@ pub(super) use key::Key;
 pub(super) use nodes::FREE_AT;
 use nodes::{Layout, Nodes, is_lru, is_percpu};
 use rustix::io::Errno;
+
+/// Where the parts of a hash map are in this process, for code that looks elements up by itself. As [`Hash`] does it:
+///
+/// 1. The word at the head of a chain is `heads[fold(key ^ salt) & mask]`, where the key is its four or eight bytes and
+///    `fold(x)` the exclusive or of the halves of `x` times [`HashParts::MULTIPLIER`].
+/// 2. Its lower half is 0, the end, or the number of a node if that is at most `capacity`; anything else is forged.
+/// 3. Node `n` begins at `nodes + n * stride` with the word that leads to the next; [`HashParts::DELETED`] says that the
+///    node is not an element any more. The key is [`HashParts::KEY_AT`] bytes into it, then the values.
+/// 4. What was read is believed if the head's word is the same afterwards.
+#[derive(Clone, Copy, Debug)]
+pub struct HashParts {
+    /// Words at the heads of the chains.
+    pub heads: *const u64,
+    /// Number of heads less one, a power of two less one.
+    pub mask: u64,
+    /// Mixed into keys.
+    pub salt: u64,
+    /// Where node 0 would be. Nodes are numbered from 1.
+    pub nodes: *mut u8,
+    /// Bytes from node to node.
+    pub stride: usize,
+    /// Number of nodes.
+    pub capacity: u32,
+    /// From a node to its value of CPU 0.
+    pub value_at: usize,
+    /// Bytes from one CPU's value to the next's.
+    pub value_stride: usize,
+    /// CPUs that have values of their own; 1 if they share one.
+    pub values: u32,
+}
+
+impl HashParts {
+    /// What keys are multiplied by.
+    pub const MULTIPLIER: u64 = key::MIX_B;
+    /// In the first word of a node.
+    pub const DELETED: u64 = word::MARK;
+    /// From the start of a node to the key.
+    pub const KEY_AT: usize = nodes::NODE_HEADER;
+}
 
 /// BPF_MAP_TYPE_HASH, BPF_MAP_TYPE_PERCPU_HASH, BPF_MAP_TYPE_LRU_HASH and BPF_MAP_TYPE_LRU_PERCPU_HASH.
 pub struct Hash {
@@ -50,6 +90,22 @@ pub(super) enum Source {
 }
 
 impl Hash {
+    /// Where everything is.
+    pub fn parts(&self) -> HashParts {
+        let (nodes, layout) = (&self.nodes, &self.nodes.layout);
+        HashParts {
+            heads: nodes.head(0).as_ptr(),
+            mask: nodes.mask,
+            salt: nodes.seed ^ key::MIX_A,
+            nodes: nodes.key(1).wrapping_sub(HashParts::KEY_AT + layout.node_stride),
+            stride: layout.node_stride,
+            capacity: layout.capacity(),
+            value_at: HashParts::KEY_AT + round8(layout.key_size),
+            value_stride: round8(layout.value_size),
+            values: layout.values as u32,
+        }
+    }
+
     #[inline]
     pub(super) fn key(&self, bytes: *const u8) -> Key {
         // SAFETY: every caller passes a key of this map.

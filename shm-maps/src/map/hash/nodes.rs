@@ -3,13 +3,14 @@
 //! ```text
 //! [header page: cursors of up to CURSORS CPUs in the kind area; LRU: hand and full, a cache line each]
 //! [stash: extra u32]                     node indices that probably are in the extra pool
-//! [used: bitmap, one bit per node]       1 = do not bother to try this node
+//! [used: one byte per node]              1 = do not bother to try this node
 //! [touched: bitmap, LRU only]            1 = looked up since the hand passed
 //! [heads: buckets u64]
 //! [nodes: capacity x (next u64, state u64, key, value per CPU)]   node i at (i - 1) * stride
 //! ```
-//! `state` is the truth, changed by CAS, so a claim is one instruction and names its owner. Stash and
-//! bitmap are hints. All-zero means: every node free, the last `extra` of them in the extra pool.
+//! `state` is the truth, changed by CAS, so a claim is one instruction and names its owner. Stash and used bytes are
+//! hints; a byte and not a bit, since then whoever has the node may write it without a locked instruction. They are
+//! looked at eight at a time. All-zero means: every node free, the last `extra` of them in the extra pool.
 
 use super::word::{Kind, Link, State};
 use crate::map::header::KIND_AREA;
@@ -17,16 +18,21 @@ use crate::map::{MapDef, ops::Shm, table};
 use crate::uapi::{BPF_MAP_TYPE_LRU_HASH, BPF_MAP_TYPE_LRU_PERCPU_HASH, BPF_MAP_TYPE_PERCPU_HASH};
 use crate::{PAGE, round8};
 use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
-use core::sync::atomic::{AtomicU16, AtomicU32, AtomicU64};
+use core::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64};
 use std::collections::BTreeSet;
 
 const CURSORS: usize = 256;
-const NODE_HEADER: usize = 16;
+pub const NODE_HEADER: usize = 16;
 const HAND_AT: usize = KIND_AREA + CURSORS * 4;
 const FULL_AT: usize = HAND_AT + 64;
 /// Where a kind that is built on these nodes may keep words of its own.
 pub const FREE_AT: usize = FULL_AT + 64;
 const _: () = assert!(FREE_AT <= PAGE);
+/// The bytes of nodes that are looked at together, and what of them says that a node is used.
+const GROUP: usize = 8;
+const GROUP_USED: u64 = 0x0101_0101_0101_0101;
+/// Groups with a free node, from a CPU's cursor on, in which recovery looks for a claim without its hint.
+const DISTURBED_GROUPS: usize = 8;
 
 /// Sizes and offsets, from private attributes only.
 #[derive(Clone, Copy)]
@@ -58,9 +64,8 @@ impl Layout {
         let node_stride = NODE_HEADER + round8(def.key_size as usize) + value_stride.checked_mul(values)?;
         let stash_at = PAGE;
         let used_at = stash_at + round8(extra as usize * 4);
-        let bitmap = capacity.div_ceil(64) * 8;
-        let touched_at = used_at + bitmap;
-        let heads_at = touched_at + if is_lru(def) { bitmap } else { 0 };
+        let touched_at = used_at + capacity.next_multiple_of(GROUP);
+        let heads_at = touched_at + if is_lru(def) { capacity.div_ceil(64) * 8 } else { 0 };
         // Nodes begin on a cache line.
         let nodes_at = heads_at.checked_add(buckets.checked_mul(8)?)?.next_multiple_of(64);
         let nodes_len = node_stride.checked_mul(capacity)?;
@@ -73,6 +78,7 @@ impl Layout {
         Some(layout)
     }
 
+    #[inline]
     pub fn capacity(&self) -> u32 {
         self.max_entries + self.extra
     }
@@ -184,27 +190,48 @@ impl Nodes {
     /// Takes `index` if it is free in the pool `from`.
     #[inline]
     pub fn try_claim(&self, index: u32, from: Kind) -> bool {
-        let (raw, state) = self.state(index);
-        let to = if from == Kind::Main { Kind::FromMain } else { Kind::FromExtra };
-        state.kind() == from
-            && self
-                .state_word(index)
-                .compare_exchange(raw, state.next(to, self.owner()).0, AcqRel, Relaxed)
-                .is_ok()
+        self.claimed(index, from).is_some()
     }
 
-    fn used(&self, word: usize) -> &AtomicU64 {
-        // SAFETY: callers keep word below the bitmap's length; atomic.
-        unsafe { &*self.base.add(self.layout.used_at).cast::<AtomicU64>().add(word) }
+    /// As try_claim; the node's new state.
+    #[inline]
+    fn claimed(&self, index: u32, from: Kind) -> Option<State> {
+        let (raw, state) = self.state(index);
+        let to = if from == Kind::Main { Kind::FromMain } else { Kind::FromExtra };
+        let claimed = state.next(to, self.owner());
+        let word = self.state_word(index);
+        let won = state.kind() == from && word.compare_exchange(raw, claimed.0, AcqRel, Relaxed).is_ok();
+        won.then_some(claimed)
+    }
+
+    /// Groups of nodes whose used bytes are looked at together.
+    #[inline]
+    fn groups(&self) -> usize {
+        (self.layout.capacity() as usize).div_ceil(GROUP)
+    }
+
+    /// The used bytes of a group. Read whole, written one by one: x86 does that without tearing.
+    #[inline]
+    fn used(&self, group: usize) -> &AtomicU64 {
+        debug_assert!(group < self.groups());
+        // SAFETY: callers keep group below their number, for which the layout has room; 8-aligned; atomic.
+        unsafe { &*self.base.add(self.layout.used_at).cast::<AtomicU64>().add(group) }
+    }
+
+    #[inline]
+    fn used_byte(&self, index: u32) -> &AtomicU8 {
+        debug_assert!(self.is_node(index));
+        // SAFETY: a byte for each node; atomic.
+        unsafe { &*self.base.add(self.layout.used_at + index as usize - 1).cast() }
     }
 
     /// Marks a claimed node as not worth trying.
     #[inline]
     pub fn set_used(&self, index: u32) {
-        let at = index as usize - 1;
-        self.used(at / 64).fetch_or(1 << (at % 64), Relaxed);
+        self.used_byte(index).store(1, Relaxed);
     }
 
+    #[inline]
     fn touched(&self, index: u32) -> (&AtomicU64, u64) {
         debug_assert!(self.is_node(index));
         let at = index as usize - 1;
@@ -250,55 +277,68 @@ impl Nodes {
         unsafe { &*self.base.add(at).cast() }
     }
 
+    #[inline]
     fn cursor(&self, cpu: u32) -> &AtomicU32 {
         // SAFETY: inside the header page (asserted above); atomic.
         unsafe { &*self.base.add(KIND_AREA).cast::<AtomicU32>().add(cpu as usize % CURSORS) }
     }
 
+    #[inline]
     fn stash(&self, entry: u32) -> &AtomicU32 {
-        // SAFETY: taken modulo the number of entries; atomic.
-        unsafe {
-            &*self
-                .base
-                .add(self.layout.stash_at)
-                .cast::<AtomicU32>()
-                .add((entry % self.layout.extra) as usize)
-        }
+        debug_assert!(entry < self.layout.extra);
+        // SAFETY: callers stay below the number of entries; atomic.
+        unsafe { &*self.base.add(self.layout.stash_at).cast::<AtomicU32>().add(entry as usize) }
     }
 
     /// Claims a node for a new element. `None` means that max_entries elements exist (or are being made).
-    /// The cursor stays with the word of the last claim, whose nodes are in this CPU's cache.
+    /// The cursor stays with the group of the last claim, whose nodes are in this CPU's cache.
+    #[inline]
     pub fn claim_main(&self, cpu: u32) -> Option<u32> {
-        let capacity = self.layout.capacity() as usize;
-        let words = capacity.div_ceil(64);
-        let start = self.first_word(cpu, words);
-        for step in 0..words {
-            let word = (start + step) % words;
-            let mut free = !self.used(word).load(Relaxed);
-            while free != 0 {
-                let bit = free.trailing_zeros() as usize;
-                let index = word * 64 + bit + 1;
-                if index > capacity {
-                    break;
-                }
-                if self.try_claim(index as u32, Kind::Main) {
-                    // Before the node is linked, hence before anyone can free it and clear the bit.
-                    self.set_used(index as u32);
-                    self.cursor(cpu).store(word as u32 + 1, Relaxed); // + 1: 0 is "never used"
-                    return Some(index as u32);
-                }
-                free &= free - 1;
+        self.claim_near(cpu).map(|(node, _)| node).or_else(|| self.claim_elsewhere(cpu))
+    }
+
+    /// A free node in the group of this CPU's last claim, and its state.
+    #[inline]
+    pub fn claim_near(&self, cpu: u32) -> Option<(u32, State)> {
+        let group = (self.cursor(cpu).load(Relaxed) as usize).wrapping_sub(1); // 0: "never used"
+        if group < self.groups() { self.claim_of(group) } else { None }
+    }
+
+    /// Claims a free node of a group.
+    #[inline]
+    fn claim_of(&self, group: usize) -> Option<(u32, State)> {
+        let mut free = !self.used(group).load(Relaxed) & GROUP_USED;
+        while free != 0 {
+            let index = (group * GROUP) as u32 + free.trailing_zeros() / 8 + 1;
+            if !self.is_node(index) {
+                break;
             }
+            if let Some(state) = self.claimed(index, Kind::Main) {
+                // Before the node is linked, hence before anyone can free it and clear the byte.
+                self.set_used(index);
+                return Some((index, state));
+            }
+            free &= free - 1;
         }
         None
     }
 
+    #[cold]
+    fn claim_elsewhere(&self, cpu: u32) -> Option<u32> {
+        let groups = self.groups();
+        let start = self.first_group(cpu, groups);
+        let mut each = (start..groups).chain(0..start);
+        let (group, (node, _)) = each.find_map(|group| Some((group, self.claim_of(group)?)))?;
+        self.cursor(cpu).store(group as u32 + 1, Relaxed);
+        Some(node)
+    }
+
     /// CPUs begin apart; a zero cursor has not been used.
     #[inline]
-    fn first_word(&self, cpu: u32, words: usize) -> usize {
+    fn first_group(&self, cpu: u32, groups: usize) -> usize {
         match self.cursor(cpu).load(Relaxed) {
-            0 => (cpu as usize % CURSORS) * (words / CURSORS.min(words)) % words,
-            at => (at as usize - 1) % words,
+            0 => (cpu as usize % CURSORS) * (groups / CURSORS.min(groups)) % groups,
+            at => (at as usize - 1) % groups,
         }
     }
 
@@ -316,6 +356,18 @@ impl Nodes {
             }
         }
         None
+    }
+
+    /// As claim_extra, if the first entry that this CPU looks at names a free node.
+    #[inline]
+    pub fn borrow_near(&self, cpu: u32) -> Option<(Borrowed, State)> {
+        let entry = if cpu < self.layout.extra { cpu } else { 0 };
+        let node = match self.stash(entry).load(Relaxed) {
+            0 => self.layout.max_entries + 1 + entry, // never used
+            node => node,
+        };
+        let state = self.is_node(node).then(|| self.claimed(node, Kind::Extra))??;
+        Some((Borrowed { node, entry: Some(entry) }, state))
     }
 
     /// As claim_extra when the stash has none: a recovery that ran beside us may have forgotten some.
@@ -359,14 +411,12 @@ impl Nodes {
 
     #[inline]
     pub fn clear_used(&self, index: u32) {
-        let at = index as usize - 1;
-        self.used(at / 64).fetch_and(!(1 << (at % 64)), Relaxed);
+        self.used_byte(index).store(0, Relaxed);
     }
 
     /// Whether the hint keeps claimers from a node.
     pub fn is_hidden(&self, index: u32) -> bool {
-        let at = index as usize - 1;
-        self.used(at / 64).load(Relaxed) & (1 << (at % 64)) != 0
+        self.used_byte(index).load(Relaxed) & 1 != 0
     }
 
     /// Makes the stash name exactly the extra pool's nodes again.
@@ -389,19 +439,20 @@ impl Nodes {
     /// looking at it would allocate it.
     pub fn disturbed(&self) -> Vec<u32> {
         let (capacity, own) = (self.layout.capacity(), self.layout.max_entries);
-        let words = (capacity as usize).div_ceil(64);
-        let mut wanted: BTreeSet<usize> = (0..words).filter(|w| self.used(*w).load(Relaxed) != 0).collect();
+        let groups = self.groups();
+        let mut wanted: BTreeSet<usize> = (0..groups).filter(|g| self.used(*g).load(Relaxed) != 0).collect();
         for cpu in 0..CURSORS as u32 {
             // A CPU that claims for the first time begins at a place of its own.
             if self.cursor(cpu).load(Relaxed) == 0 && cpu >= self.layout.extra / 2 {
                 continue;
             }
-            let start = self.first_word(cpu, words);
-            let next = (0..words).map(|step| (start + step) % words);
-            wanted.extend(next.into_iter().find(|w| self.used(*w).load(Relaxed) != u64::MAX));
+            let start = self.first_group(cpu, groups);
+            let next = (start..groups).chain(0..start);
+            let has_free = |g: &usize| !self.used(*g).load(Relaxed) & GROUP_USED != 0;
+            wanted.extend(next.filter(has_free).take(DISTURBED_GROUPS));
         }
-        let of_word = |w: usize| (w as u32 * 64 + 1..=w as u32 * 64 + 64).filter(move |node| *node <= own);
-        wanted.into_iter().flat_map(of_word).chain(own + 1..=capacity).collect()
+        let of_group = |g: usize| ((g * GROUP) as u32 + 1..).take(GROUP).filter(move |node| *node <= own);
+        wanted.into_iter().flat_map(of_group).chain(own + 1..=capacity).collect()
     }
 
     /// Those of `nodes` that the extra pool owns but no stash entry names.

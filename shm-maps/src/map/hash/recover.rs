@@ -23,7 +23,11 @@ impl Hash {
         let (raw, state) = self.nodes.state(node);
         match state.kind() {
             Kind::Main if self.nodes.is_hidden(node) => {
-                self.nodes.clear_used(node); // a hint: if a claimer is about to set it again, it will
+                self.nodes.clear_used(node);
+                // Claimed since: its claimer may have set the hint before it was cleared.
+                if self.nodes.state(node).1.kind() != Kind::Main {
+                    self.nodes.set_used(node);
+                }
                 true
             }
             Kind::Main | Kind::Extra => false,

@@ -14,7 +14,7 @@
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Link(pub u64);
 
-const MARK: u64 = 1 << 32;
+pub const MARK: u64 = 1 << 32;
 const EXTRA: u64 = 1 << 33;
 const EPOCH_SHIFT: u32 = 34;
 const EPOCH_MASK: u32 = (1 << 14) - 1;

@@ -205,7 +205,7 @@ impl Hash {
 
     /// After the mark: unlink, then end the node's life. If it can not be unlinked (corruption), it is lost.
     #[inline]
-    fn retire(&self, bucket: u64, spot: &Spot<'_>, successor: u32, to_extra: bool) {
+    pub(super) fn retire(&self, bucket: u64, spot: &Spot<'_>, successor: u32, to_extra: bool) {
         if self.nodes.unlink(bucket, spot, successor) {
             self.nodes.release(spot.node, to_extra);
         }
