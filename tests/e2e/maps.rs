@@ -52,6 +52,19 @@ fn maps_in_maps_and_tail_calls_answer_as_the_kernels() {
 }
 
 #[test]
+fn counts_stay_exact_while_elements_come_and_go_in_the_same_chains() {
+    let s = Scratch::new();
+    let tool = s.compile("tools/churn.c", "churn", &["-O1", "-pthread"]);
+    let ours = |runs: &str| (s.tool(&tool), runs.to_string());
+    let kernels = kernel_is_oracle().then(|| (s.command(&tool), "200".to_string()));
+    for (mut cmd, runs) in [Some(ours("4000")), kernels].into_iter().flatten() {
+        cmd.args(["4", &runs]);
+        let f = Running::start(cmd).finish(LIMIT);
+        assert_eq!(f.stdout, "wrong 0, exact 4, left 4\n", "{f:?}");
+    }
+}
+
+#[test]
 fn task_storage_by_pidfd_answers_as_the_kernels() {
     assert!(same_as_kernel("storage").starts_with("lookup -2, exist -2, update 0, lookup 0 1,"));
 }

@@ -70,6 +70,59 @@ const _: () = {
     assert!(size_of::<RunHeader>() == 40 && align_of::<RunHeader>() == 8);
 };
 
+/// What the handle of a map begins with, if the compiler was told that it is a hash map
+/// ([`MapLayout::Hash`](crate::MapLayout)): generated code looks elements up by itself and calls the map's own functions.
+///
+/// Memory behind `heads` and `nodes` may be written by anyone at any time. The way to an element:
+///
+/// 1. `x` is the key, as a number of its 4 or 8 bytes, exclusive or `salt`; `h` the exclusive or of both halves of the 128-bit
+///    product of `x` and [`HashTable::MULTIPLIER`]. The chain begins with the word `heads[h & mask]`.
+/// 2. The lower half of a word is 0 at the end of the chain, or the number of a node. Above `capacity` it is forged.
+/// 3. Node `n` is at `nodes + n * stride`. It begins with the word that leads to the next; the bit
+///    [`HashTable::DELETED`] of it says that the node is no element. The key is at [`HashTable::KEY_AT`].
+/// 4. What was read of the node counts if the word that led to it is the same afterwards.
+/// 5. The value of a CPU below `values` is at `value_at + cpu * value_stride`; shared values are as of CPU 0.
+///
+/// Generated code follows the first step of a chain only; `lookup` and `update` know the rest.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct HashTable {
+    /// Address of the heads.
+    pub heads: u64,
+    /// Number of heads less one.
+    pub mask: u64,
+    /// Mixed into keys.
+    pub salt: u64,
+    /// Address of node 0, which does not exist.
+    pub nodes: u64,
+    /// Bytes from node to node.
+    pub stride: u64,
+    /// Bytes from a node to its first value.
+    pub value_at: u64,
+    /// Bytes from one CPU's value to the next's.
+    pub value_stride: u64,
+    /// Number of nodes.
+    pub capacity: u32,
+    /// CPUs that have a value in each node.
+    pub values: u32,
+    /// `bpf_map_lookup_elem` for this map. What these three return for its handle and well-formed arguments is what the
+    /// helpers return.
+    pub lookup: BpfFn,
+    /// `bpf_map_update_elem` for this map.
+    pub update: BpfFn,
+    /// `bpf_map_delete_elem` for this map.
+    pub delete: BpfFn,
+}
+
+impl HashTable {
+    /// What keys are multiplied by.
+    pub const MULTIPLIER: u64 = 0xe703_7ed1_a0b4_28db;
+    /// Bit of a node's first word.
+    pub const DELETED: u64 = 1 << 32;
+    /// Bytes from a node to its key.
+    pub const KEY_AT: i32 = 16;
+}
+
 /// Fuel left behind by a poisoned call: the run was aborted, it did not loop too long.
 pub const FUEL_ABORTED: i64 = i64::MIN;
 

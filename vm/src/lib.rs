@@ -42,5 +42,5 @@ pub use image::{CpuFeatures, Image, ImageError, ImageRef, LinkError, Resolve};
 pub use interp::{Host, Trap};
 pub use isa::{Insn, MapIdx};
 #[cfg(feature = "jit")]
-pub use jit::{CompileError, MapLayout, Options, compile};
+pub use jit::{ArrayLayout, CompileError, HashLayout, MapLayout, Options, compile};
 pub use program::{Func, Program, StackUse};

@@ -54,6 +54,7 @@ mod trap;
 
 pub use engine::{Call, fits_a_line, short_reaches};
 pub use engine::{CannotHook, Detached, Engine, Form};
+pub(crate) use maps::Maps;
 pub use returns::{missed as missed_returns, real_return, slots_in_use};
 pub use session::Carried;
 pub use site::{Site, Want};

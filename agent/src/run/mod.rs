@@ -16,11 +16,12 @@ pub mod stack;
 
 use crate::arch::PtRegs;
 use crate::arch::frame::Kept;
+use bpftime_shm::map::HashParts;
 use bpftime_shm::ring::LockId;
 use bpftime_shm::session::page::{OwnerWord, Page};
 use bpftime_shm::{Map, RingBuf};
 use bpftime_vm::RunHeader;
-use bpftime_vm::contract::MAX_TAIL_CALLS;
+use bpftime_vm::contract::{HashTable, MAX_TAIL_CALLS};
 use std::cell::Cell;
 use std::mem::MaybeUninit;
 use std::sync::atomic::AtomicU32;
@@ -219,15 +220,24 @@ pub enum Reads {
 }
 
 /// What a program's map constant points to: process-local, never in shared memory.
+#[repr(C)]
 pub struct MapHandle {
+    /// For generated code, if it is a hash map. It points into the map, which is not moved: what is behind it lies elsewhere.
+    table: HashTable,
     /// The map.
     pub map: Map,
 }
 
+// The compiler's description of a hash map is that of shm-maps.
+const _: () = {
+    assert!(HashTable::MULTIPLIER == HashParts::MULTIPLIER && HashTable::DELETED == HashParts::DELETED);
+    assert!(HashTable::KEY_AT as usize == HashParts::KEY_AT);
+};
+
 impl MapHandle {
     /// A handle for `map`.
     pub fn new(map: Map) -> Self {
-        Self { map }
+        Self { table: helpers::hash::table(&map), map }
     }
 
     /// The ring buffer, this one or one inside of this map-in-map, that holds a record.

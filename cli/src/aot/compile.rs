@@ -3,9 +3,13 @@
 use super::{Compiled, Container};
 use crate::object::{MapDef, Object, ObjectEnv, Prog};
 use crate::{Failure, say};
-use bpftime_abi::map_type::{BPF_MAP_TYPE_ARRAY, BPF_MAP_TYPE_PERCPU_ARRAY};
+use bpftime_abi::map_type::{
+    BPF_MAP_TYPE_ARRAY, BPF_MAP_TYPE_HASH, BPF_MAP_TYPE_PERCPU_ARRAY, BPF_MAP_TYPE_PERCPU_HASH,
+};
 use bpftime_vm::verify::{Log, verify};
-use bpftime_vm::{CpuFeatures, DecodeOptions, MapLayout, Options, compile, decode_with};
+use bpftime_vm::{
+    ArrayLayout, CpuFeatures, DecodeOptions, HashLayout, MapLayout, Options, compile, decode_with,
+};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -83,13 +87,18 @@ fn compiled(object: &Object, prog: &Prog, options: &Options<'_>) -> Result<Compi
     })
 }
 
-/// Where the elements of an array will be, for inlined lookups: as shm-maps lays them out.
+/// What a map will be like, for inlined operations: as shm-maps lays it out.
 fn layout(map: &MapDef) -> Option<MapLayout> {
     let (entries, stride) = (map.facts.max_entries, map.facts.value_size.checked_next_multiple_of(8)?);
     let all = u64::from(entries) * u64::from(stride);
+    let (key_size, value_size) = (map.facts.key_size, map.facts.value_size);
+    let array = |cpu_stride| Some(MapLayout::Array(ArrayLayout { entries, value_size, stride, cpu_stride }));
+    let hash = |percpu| Some(MapLayout::Hash(HashLayout { key_size, value_size, percpu }));
     match map.facts.map_type {
-        BPF_MAP_TYPE_ARRAY => Some(MapLayout { entries, stride, cpu_stride: None }),
-        BPF_MAP_TYPE_PERCPU_ARRAY => Some(MapLayout { entries, stride, cpu_stride: Some(all) }),
+        BPF_MAP_TYPE_ARRAY => array(None),
+        BPF_MAP_TYPE_PERCPU_ARRAY => array(Some(all)),
+        BPF_MAP_TYPE_HASH => hash(false),
+        BPF_MAP_TYPE_PERCPU_HASH => hash(true),
         _ => None,
     }
 }

@@ -7,13 +7,14 @@ use super::{Attr, ENOTSUPP, check_name};
 use crate::object::{self, MapObject, Object, ProgObject};
 use crate::{broker, fds, user};
 use bpftime_abi::attr::{BindMap, ProgLoad, TestRun};
-use bpftime_abi::map_type::BPF_MAP_TYPE_PROG_ARRAY;
+use bpftime_abi::map_type::{BPF_MAP_TYPE_PERCPU_HASH, BPF_MAP_TYPE_PROG_ARRAY};
 use bpftime_abi::{helper, prog_type};
 use bpftime_agent::run::enter::Session;
 use bpftime_agent::run::image::Program as Linked;
+use bpftime_shm::Map;
 use bpftime_shm::session::sealed;
 use bpftime_shm::session::wire::ProgSpec;
-use bpftime_vm::jit::{MapLayout, Options};
+use bpftime_vm::jit::{ArrayLayout, HashLayout, MapLayout, Options};
 use bpftime_vm::verify::{self, Verified};
 use bpftime_vm::{CpuFeatures, ImageRef, Insn, LoadEnv, MapIdx};
 use rustix::io::Errno;
@@ -167,6 +168,23 @@ fn with_ids(insns: &[Insn]) -> Vec<u8> {
     out.as_bytes().to_vec()
 }
 
+/// What the compiler may know of a map.
+fn layout(map: &Map) -> Option<MapLayout> {
+    let def = map.def();
+    if map.hash_table().is_some() {
+        let percpu = def.map_type == BPF_MAP_TYPE_PERCPU_HASH;
+        let (key_size, value_size) = (def.key_size, def.value_size);
+        return Some(MapLayout::Hash(HashLayout { key_size, value_size, percpu }));
+    }
+    let (_, cpu_stride) = map.elements()?;
+    Some(MapLayout::Array(ArrayLayout {
+        entries: def.max_entries,
+        value_size: def.value_size,
+        stride: u32::try_from(map.value_stride()).ok()?,
+        cpu_stride: cpu_stride.map(|bytes| bytes as u64),
+    }))
+}
+
 /// The maps a program names, in the order it names them.
 struct UsedMaps {
     fd_array: u64,
@@ -176,17 +194,9 @@ struct UsedMaps {
 }
 
 impl UsedMaps {
-    /// Arrays, whose lookups the compiler inlines.
+    /// What the compiler may know of each.
     fn layouts(&self) -> Vec<Option<MapLayout>> {
-        let layout = |m: &Arc<MapObject>| {
-            let (_, cpu_stride) = m.handle.map.elements()?;
-            Some(MapLayout {
-                entries: m.def().max_entries,
-                stride: u32::try_from(m.handle.map.value_stride()).ok()?,
-                cpu_stride: cpu_stride.map(|bytes| bytes as u64),
-            })
-        };
-        self.list.iter().map(layout).collect()
+        self.list.iter().map(|m| layout(&m.handle.map)).collect()
     }
 
     fn add(&mut self, found: Result<Arc<MapObject>, Errno>) -> Option<MapIdx> {

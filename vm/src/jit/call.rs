@@ -6,7 +6,7 @@ use super::fuel::run_flags;
 use super::translate::Translator;
 use crate::contract::{CPU_OFFSET, TAIL_CALL_FAILED};
 use crate::isa::{Const, MapIdx, Reg, Size, TAIL_CALL};
-use crate::opt::intrinsic::{self, Intrinsic, MapLayout};
+use crate::opt::intrinsic::{self, ArrayLayout, Intrinsic};
 use cranelift_codegen::ir::condcodes::IntCC;
 use cranelift_codegen::ir::types::I64;
 use cranelift_codegen::ir::{
@@ -48,6 +48,9 @@ impl Symbols {
     }
 }
 
+/// -E2BIG.
+const TOO_BIG: i64 = -7;
+
 impl Translator<'_, '_> {
     pub(super) fn load_const(&mut self, dst: Reg, value: Const) {
         let value = match value {
@@ -73,7 +76,7 @@ impl Translator<'_, '_> {
     }
 
     /// r1-r5 and the run.
-    fn args(&mut self) -> [Value; 6] {
+    pub(super) fn args(&mut self) -> [Value; 6] {
         std::array::from_fn(|i| match Reg::new(i as u8 + 1) {
             Some(reg) if i < 5 => self.get(reg),
             _ => self.run,
@@ -116,12 +119,21 @@ impl Translator<'_, '_> {
             Intrinsic::Field(offset, 4) => self.b.ins().uload32(flags, run, offset),
             Intrinsic::Field(offset, _) => self.b.ins().load(I64, flags, run, offset),
             Intrinsic::Lookup(map, layout) => self.lookup(at, map, layout),
+            Intrinsic::Overwrite(map, layout) => self.overwrite_element(at, map, layout),
+            Intrinsic::Hash(op, layout) => self.hash(op, layout),
         }
     }
 
     /// The address of an element of an array, or 0.
-    fn lookup(&mut self, at: usize, map: MapIdx, layout: MapLayout) -> Value {
-        let Some(key) = Reg::new(2) else { return self.run };
+    fn lookup(&mut self, at: usize, map: MapIdx, layout: ArrayLayout) -> Value {
+        let (element, exists) = self.element(at, map, layout);
+        let none = self.b.ins().iconst(I64, 0);
+        self.b.ins().select(exists, element, none)
+    }
+
+    /// Where the element of the index in r2 is, if it exists.
+    fn element(&mut self, at: usize, map: MapIdx, layout: ArrayLayout) -> (Value, Value) {
+        let Some(key) = Reg::new(2) else { return (self.run, self.run) };
         let index = self.loaded(at, Size::W, false, key, 0);
         let mut base = self.symbol(Space::MapElements, map.0, 0);
         if let Some(stride) = layout.cpu_stride {
@@ -133,8 +145,25 @@ impl Translator<'_, '_> {
         let offset = self.b.ins().imul_imm_s(index, i64::from(layout.stride));
         let element = self.b.ins().iadd(base, offset);
         let exists = self.b.ins().icmp_imm_u(IntCC::UnsignedLessThan, index, i64::from(layout.entries));
-        let none = self.b.ins().iconst(I64, 0);
-        self.b.ins().select(exists, element, none)
+        (element, exists)
+    }
+
+    /// Writes a value over an element of an array: 0, or -E2BIG when it does not exist.
+    fn overwrite_element(&mut self, at: usize, map: MapIdx, layout: ArrayLayout) -> Value {
+        let (element, exists) = self.element(at, map, layout);
+        self.origins.forget();
+        let [write, missing, done] = std::array::from_fn(|_| self.b.create_block());
+        let result = self.b.append_block_param(done, I64);
+        self.b.ins().brif(exists, write, &[], missing, &[]);
+        self.b.switch_to_block(write);
+        let written = self.overwrite(element, layout.value_size);
+        self.b.ins().jump(done, &[written.into()]);
+        self.b.switch_to_block(missing);
+        self.b.set_cold_block(missing);
+        let refused = self.b.ins().iconst(I64, TOO_BIG);
+        self.b.ins().jump(done, &[refused.into()]);
+        self.b.switch_to_block(done);
+        result
     }
 
     /// A call clobbers r1-r5. Zero rather than the old values, which would have to be kept over the call

@@ -13,6 +13,7 @@ mod call;
 mod control;
 mod frame;
 mod fuel;
+mod hash;
 mod kernel;
 mod layout;
 mod loops;
@@ -22,7 +23,7 @@ mod translate;
 
 use crate::image::{CpuFeatures, Image, ImageError};
 use crate::opt::intrinsic::Environment;
-pub use crate::opt::intrinsic::MapLayout;
+pub use crate::opt::intrinsic::{ArrayLayout, HashLayout, MapLayout};
 use crate::program::Func;
 use crate::verify::Verified;
 use cranelift_codegen::control::ControlPlane;
@@ -43,7 +44,8 @@ pub struct Options<'a> {
     /// Helper ids mean what they mean in the kernel, so that the cheap ones may be inlined: what they return is
     /// in the [`RunHeader`](crate::RunHeader).
     pub kernel_helpers: bool,
-    /// Array maps whose lookups may be inlined, by index; see [`Resolve::map_elements`](crate::Resolve).
+    /// Maps whose operations may be inlined, by index; see [`Resolve::map_elements`](crate::Resolve) for arrays,
+    /// [`HashTable`](crate::contract::HashTable) for hash maps.
     pub maps: &'a [Option<MapLayout>],
 }
 

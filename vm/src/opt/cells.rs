@@ -4,7 +4,7 @@
 //! through r10 at a known offset and stays inside of it, and when no address at or below it is given away:
 //! helpers reach upwards from a pointer, never below it. What is left is the stack in memory.
 
-use super::intrinsic::{self, Environment, Intrinsic};
+use super::intrinsic::{self, Environment, Intrinsic, UPDATE};
 use super::values::{Regs, Value, Values, operand};
 use crate::isa::{Callee, MAX_STACK, Op, Reg, Size};
 use crate::program::Func;
@@ -105,7 +105,12 @@ impl Scan<'_> {
                 Some(Intrinsic::Field(..)) => {}
                 // Reads a key, and gives nothing away.
                 Some(Intrinsic::Lookup(..)) => self.access(at, regs[2], 0, Size::W),
-                None => {
+                Some(Intrinsic::Overwrite(..)) => {
+                    self.access(at, regs[2], 0, Size::W);
+                    self.arg(Callee::Helper(UPDATE), regs[3]);
+                }
+                // The map's functions take what the helper takes.
+                Some(Intrinsic::Hash(..)) | None => {
                     (1..=5).filter_map(Reg::new).for_each(|reg| self.arg(callee, regs[reg.index()]));
                 }
             },

@@ -2,19 +2,42 @@
 //! knows how to compute.
 
 use super::values::{Regs, Value};
-use crate::contract::{COOKIE_OFFSET, CPU_OFFSET, FUNC_IP_OFFSET, PID_TGID_OFFSET};
+use crate::contract::{COOKIE_OFFSET, CPU_OFFSET, FUNC_IP_OFFSET, HashTable, PID_TGID_OFFSET};
 use crate::isa::{Callee, MapIdx, Op};
 use crate::program::Program;
+use std::mem::offset_of;
+
+/// What the compiler may know of a map.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MapLayout {
+    /// An array, whose elements are at [`Symbol::MapElements`](crate::image::Symbol).
+    Array(ArrayLayout),
+    /// A hash map, whose handle begins with a [`HashTable`](crate::contract::HashTable).
+    Hash(HashLayout),
+}
 
 /// How the elements of an array map lie in memory, behind [`Symbol::MapElements`](crate::image::Symbol).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct MapLayout {
+pub struct ArrayLayout {
     /// Number of elements.
     pub entries: u32,
+    /// Bytes of a value.
+    pub value_size: u32,
     /// Bytes from one element to the next.
     pub stride: u32,
     /// Bytes from the elements of one CPU to those of the next; `None` when all CPUs share them.
     pub cpu_stride: Option<u64>,
+}
+
+/// What calls for a hash map can be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HashLayout {
+    /// Bytes of a key. Lookups by 4 or 8 are inlined.
+    pub key_size: u32,
+    /// Bytes of a value.
+    pub value_size: u32,
+    /// Each CPU has a value of its own, and updates it in place.
+    pub percpu: bool,
 }
 
 /// What stands for a call.
@@ -23,7 +46,22 @@ pub(crate) enum Intrinsic {
     /// A field of the run's header: offset and bytes (4 or 8).
     Field(i32, u32),
     /// A lookup in an array by the u32 that r2 points to.
-    Lookup(MapIdx, MapLayout),
+    Lookup(MapIdx, ArrayLayout),
+    /// The value that r3 points to over the element of the u32 that r2 points to.
+    Overwrite(MapIdx, ArrayLayout),
+    /// An operation on a hash map.
+    Hash(HashOp, HashLayout),
+}
+
+/// How an operation on a hash map is done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum HashOp {
+    /// Code that finds the element, if it is the first of its chain; else the map's function.
+    Lookup,
+    /// The same, and the value is written in place.
+    Overwrite,
+    /// The map's function, by offset in its [`HashTable`](crate::contract::HashTable).
+    Call(i32),
 }
 
 /// What the loader says about helpers and maps.
@@ -37,6 +75,9 @@ pub(crate) struct Environment<'a> {
 
 /// `bpf_map_lookup_elem`.
 const LOOKUP: u32 = 1;
+/// `bpf_map_update_elem`.
+pub(crate) const UPDATE: u32 = 2;
+const DELETE: u32 = 3;
 const GET_SMP_PROCESSOR_ID: u32 = 8;
 const GET_CURRENT_PID_TGID: u32 = 14;
 const GET_FUNC_IP: u32 = 173;
@@ -53,10 +94,37 @@ pub(crate) fn at(program: &Program, env: Environment<'_>, slot: usize, regs: &Re
         GET_CURRENT_PID_TGID => Intrinsic::Field(PID_TGID_OFFSET, 8),
         GET_FUNC_IP => Intrinsic::Field(FUNC_IP_OFFSET, 8),
         GET_ATTACH_COOKIE => Intrinsic::Field(COOKIE_OFFSET, 8),
-        LOOKUP => match regs[1] {
-            Value::Map(map) => Intrinsic::Lookup(map, (*env.maps.get(map.0 as usize)?)?),
-            _ => return None,
-        },
+        LOOKUP | UPDATE | DELETE => {
+            let Value::Map(map) = regs[1] else { return None };
+            match (id, (*env.maps.get(map.0 as usize)?)?) {
+                (LOOKUP, MapLayout::Array(layout)) => Intrinsic::Lookup(map, layout),
+                (UPDATE, MapLayout::Array(layout)) if overwrites(layout.value_size, regs[4]) => {
+                    Intrinsic::Overwrite(map, layout)
+                }
+                (_, MapLayout::Array(_)) => return None,
+                (id, MapLayout::Hash(layout)) => Intrinsic::Hash(hash_op(id, layout, regs[4]), layout),
+            }
+        }
         _ => return None,
     })
+}
+
+/// Values up to this size are written by inlined code.
+const OVERWRITTEN: u32 = 64;
+/// `BPF_ANY`.
+const ANY: u64 = 0;
+
+fn overwrites(value_size: u32, flags: Value) -> bool {
+    value_size <= OVERWRITTEN && value_size.is_multiple_of(4) && flags == Value::Number(ANY)
+}
+
+fn hash_op(id: u32, layout: HashLayout, flags: Value) -> HashOp {
+    let sized = matches!(layout.key_size, 4 | 8);
+    match id {
+        LOOKUP if sized => HashOp::Lookup,
+        LOOKUP => HashOp::Call(offset_of!(HashTable, lookup) as i32),
+        UPDATE if sized && layout.percpu && overwrites(layout.value_size, flags) => HashOp::Overwrite,
+        UPDATE => HashOp::Call(offset_of!(HashTable, update) as i32),
+        _ => HashOp::Call(offset_of!(HashTable, delete) as i32),
+    }
 }

@@ -1,6 +1,6 @@
 //! What a program needs of its caller: which words of its context it reads, and whether it may be ended early.
 
-use super::intrinsic::{self, Environment};
+use super::intrinsic::{self, Environment, Intrinsic};
 use super::values::{Regs, Value, Values, operand};
 use crate::image::Needs;
 use crate::isa::{Callee, MAX_STACK, Op, Operand, Reg, Size};
@@ -15,7 +15,11 @@ pub(crate) fn of(program: &Program, env: Environment<'_>) -> Needs {
             let (op, regs) = (&program.ops()[at], values.at(at));
             needs.runs_through &=
                 !program.is_reachable(at) || regs.is_some_and(|r| passes(op, at, index == 0, r));
-            if regs.is_some_and(|regs| intrinsic::at(program, env, at, regs).is_some()) {
+            let intrinsic = regs.and_then(|regs| intrinsic::at(program, env, at, regs));
+            if matches!(
+                intrinsic,
+                Some(Intrinsic::Field(..) | Intrinsic::Lookup(..) | Intrinsic::Overwrite(..))
+            ) {
                 continue;
             }
             needs.calls |= program.is_reachable(at) && matches!(op, Op::Call(Callee::Helper(_)));

@@ -2,7 +2,7 @@
 
 use super::engines::{load, trusted};
 use bpftime_vm::exec::Code;
-use bpftime_vm::{BpfFn, CpuFeatures, MapIdx, MapLayout, Options, Resolve, RunHeader, compile};
+use bpftime_vm::{ArrayLayout, BpfFn, CpuFeatures, MapIdx, MapLayout, Options, Resolve, RunHeader, compile};
 
 const ENTRIES: u32 = 5;
 const STRIDE: u32 = 24;
@@ -11,14 +11,33 @@ const CPUS: usize = 3;
 /// An array for each CPU, and its lookup as a helper.
 struct Arrays(Vec<u8>);
 
-const LAYOUT: MapLayout =
-    MapLayout { entries: ENTRIES, stride: STRIDE, cpu_stride: Some((ENTRIES * STRIDE) as u64) };
+const LAYOUT: MapLayout = MapLayout::Array(ArrayLayout {
+    entries: ENTRIES,
+    value_size: STRIDE,
+    stride: STRIDE,
+    cpu_stride: Some((ENTRIES * STRIDE) as u64),
+});
 
 extern "C" fn lookup(map: u64, key: u64, _: u64, _: u64, _: u64, run: *mut RunHeader) -> u64 {
     // SAFETY: the program passes a key, and the run it was given.
     let (key, cpu) = unsafe { ((key as *const u32).read_unaligned(), (*run).cpu) };
     let place = u64::from(cpu * ENTRIES * STRIDE) + u64::from(key) * u64::from(STRIDE);
     if key < ENTRIES { map + place } else { 0 }
+}
+
+extern "C" fn update(map: u64, key: u64, value: u64, flags: u64, _: u64, run: *mut RunHeader) -> u64 {
+    let element = lookup(map, key, 0, 0, 0, run);
+    let place = std::ptr::with_exposed_provenance_mut::<u8>(element as usize);
+    let value = std::ptr::with_exposed_provenance::<u8>(value as usize);
+    match (element, flags) {
+        (0, _) => -7i64 as u64,
+        (_, 1) => -17i64 as u64,
+        _ => {
+            // SAFETY: an element, and a value of the program's.
+            unsafe { std::ptr::copy_nonoverlapping(value, place, STRIDE as usize) };
+            0
+        }
+    }
 }
 
 impl Resolve for Arrays {
@@ -32,8 +51,8 @@ impl Resolve for Arrays {
         self.map(map)
     }
     fn helper(&self, id: u32) -> Option<u64> {
-        let lookup: BpfFn = lookup;
-        (id == 1).then_some(lookup as usize as u64)
+        let functions: [BpfFn; 2] = [lookup, update];
+        functions.get(id as usize - 1).map(|f| *f as usize as u64)
     }
 }
 
@@ -83,6 +102,20 @@ fn an_inlined_lookup_finds_what_the_helper_finds() {
                     run(&source, false, key, cpu),
                     "{source}, key {key}"
                 );
+            }
+        }
+    }
+}
+
+#[test]
+fn an_inlined_update_of_an_array_does_what_the_helper_does() {
+    let value = "stdw [r10-32], 7; stxdw [r10-24], r1; stw [r10-16], 9; stw [r10-12], 11";
+    let call = "lddw r1, map 3; mov r2, r10; add r2, -4; mov r3, r10; add r3, -32; mov r4, 0; call 2; exit";
+    for source in [format!("{value}; stxw [r10-4], r1; {call}"), format!("{value}; stw [r10-4], 2; {call}")] {
+        for key in [0, 1, 4, 5, 0xffff_ffff] {
+            for cpu in 0..CPUS as u32 {
+                let (inlined, called) = (run(&source, true, key, cpu), run(&source, false, key, cpu));
+                assert_eq!(inlined, called, "{source}, key {key}");
             }
         }
     }

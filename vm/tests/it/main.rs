@@ -5,6 +5,7 @@ mod alu;
 mod atomics;
 mod calls;
 mod engines;
+mod hash_maps;
 mod images;
 mod intrinsics;
 mod jumps;

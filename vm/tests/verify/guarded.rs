@@ -6,7 +6,7 @@ use super::env::{ARRAY, World};
 use bpftime_vm::exec::Code;
 use bpftime_vm::interp::{self, Callback};
 use bpftime_vm::verify::Verified;
-use bpftime_vm::{BpfFn, Host, MapIdx, MapLayout, Options, Resolve, RunHeader, Trap, compile};
+use bpftime_vm::{ArrayLayout, BpfFn, Host, MapIdx, MapLayout, Options, Resolve, RunHeader, Trap, compile};
 use std::cell::{Cell, UnsafeCell};
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -85,7 +85,11 @@ pub fn compare(program: &Verified, world: &World, seed: u64) -> Result<(), Strin
 
 /// Each element has a page of its own.
 fn layout(map_type: u32, entries: u32) -> Option<MapLayout> {
-    (map_type == ARRAY).then_some(MapLayout { entries, stride: STEP as u32, cpu_stride: None })
+    (map_type == ARRAY).then_some(MapLayout::Array(ArrayLayout {
+        entries,
+        stride: STEP as u32,
+        cpu_stride: None,
+    }))
 }
 
 /// The wait status of a child that does this.

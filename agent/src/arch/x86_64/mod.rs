@@ -6,7 +6,8 @@
 //!   saved (a const assertion below refuses a build with AVX).
 //! - The assembly of `entry.rs`, `exit.rs` and `runner.rs` writes no xmm register, and relies on no direction flag.
 //!   Both are put aside (`frame.rs`) before anything compiled by rustc runs, and before a program whose image says
-//!   that it writes vector registers; helpers do it themselves, the first of a hit for all (`run::helpers`).
+//!   that it writes vector registers; helpers do it themselves, the first of a hit for all (`run::helpers`), unless their machine code shows that they
+//!   need not (`lean.rs`).
 //! - rustc may call memcpy, memset and friends anywhere. `mem.rs` defines them hidden, so that those calls
 //!   never reach the host's libc, which could use AVX, be lazily bound, or be probed itself.
 
@@ -17,6 +18,7 @@ mod exit;
 pub mod flow;
 pub mod frame;
 pub mod guarded;
+mod lean;
 mod mem;
 pub mod regs;
 pub mod relocate;
@@ -28,6 +30,7 @@ mod syscall_entry;
 pub mod tls;
 
 pub(crate) use entry::landing;
+pub use lean::leaves_vectors_alone;
 pub use regs::PtRegs;
 pub(crate) use syscall_entry::syscall_common;
 

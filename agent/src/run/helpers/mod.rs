@@ -3,6 +3,8 @@
 pub mod control;
 mod dynptr;
 mod format;
+pub(crate) mod hash;
+pub mod lean;
 pub mod map;
 pub mod number;
 pub mod print;
@@ -65,7 +67,7 @@ macro_rules! addresses {
         /// The address of helper `id`, for the image linker.
         pub fn address(id: u32) -> Option<Func> {
             match id {
-                $($id => Some($name as Func),)*
+                $($id => Some($name::CHOICE.of($name)),)*
                 _ => None,
             }
         }
@@ -87,20 +89,13 @@ macro_rules! helper {
     (@pad [$($m:tt)*] $name:ident $run:ident $body:block [] [] $a:ident $b:ident $c:ident $d:ident $e:ident) => {
         $($m)*
         ///
-        /// Saves the vector registers first, unless a helper of the same hit has done so.
+        /// Saves the vector registers first, unless a helper of the same hit has done so. Programs are linked to the body
+        /// itself where it leaves them alone: see [`Choice`](crate::run::helpers::lean::Choice).
         ///
         /// # Safety
         /// Called by compiled BPF code with arguments its verifier accepted and the run they belong to.
         #[unsafe(naked)]
         pub unsafe extern "C" fn $name($a: u64, $b: u64, $c: u64, $d: u64, $e: u64, run: *mut Run) -> u64 {
-            /// # Safety
-            /// As above.
-            #[allow(unused_variables)] // a helper need not look at all its arguments, nor at the run
-            unsafe extern "C" fn body($a: u64, $b: u64, $c: u64, $d: u64, $e: u64, run: *mut Run) -> u64 {
-                // SAFETY: the run is alive and not otherwise borrowed while a helper of it executes.
-                let $run = unsafe { &mut *run };
-                $body
-            }
             std::arch::naked_asm!(
                 "mov r11, [r9 + {hit}]",
                 "mov r10, [r11 + {vectors}]",
@@ -113,8 +108,25 @@ macro_rules! helper {
                 "jmp {body}",
                 hit = const std::mem::offset_of!(Run, hit),
                 vectors = const std::mem::offset_of!(crate::run::Hit, vectors),
-                body = sym body,
+                body = sym $name::body,
             )
+        }
+
+        pub(crate) mod $name {
+            #[allow(unused_imports)]
+            use super::*;
+
+            /// Which of the two programs call.
+            pub static CHOICE: $crate::run::helpers::lean::Choice = $crate::run::helpers::lean::Choice::new(body);
+
+            /// # Safety
+            /// As the function of this module's name, and the vector registers are saved, or this does not write them.
+            #[allow(unused_variables)] // a helper need not look at all its arguments, nor at the run
+            pub unsafe extern "C" fn body($a: u64, $b: u64, $c: u64, $d: u64, $e: u64, run: *mut $crate::run::Run) -> u64 {
+                // SAFETY: the run is alive and not otherwise borrowed while a helper of it executes.
+                let $run = unsafe { &mut *run };
+                $body
+            }
         }
     };
 }
