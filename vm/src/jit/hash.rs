@@ -151,7 +151,7 @@ impl Translator<'_, '_> {
             let word = self.b.ins().load(I64, flags(), from, at);
             self.b.ins().store(flags(), word, to, at);
         }
-        if len % 8 != 0 {
+        if !len.is_multiple_of(8) {
             let at = len as i32 & !7;
             let word = self.b.ins().load(I32, flags(), from, at);
             self.b.ins().store(flags(), word, to, at);

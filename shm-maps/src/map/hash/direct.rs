@@ -114,11 +114,17 @@ impl Hash {
         }
     }
 
-    /// Writes a value.
+    /// Writes a value. Most are a word.
     #[inline]
     fn put(&self, node: u32, value: *const u8, cpu: usize) {
+        let (slot, size) = (self.nodes.value(node, cpu), self.nodes.layout.value_size);
         // SAFETY: one value slot; the caller's value.
-        unsafe { copy::short_to_shared(self.nodes.value(node, cpu), value, self.nodes.layout.value_size) };
+        unsafe {
+            match size {
+                8 => copy::short_to_shared(slot, value, 8),
+                size => copy::short_to_shared(slot, value, size),
+            }
+        };
     }
 
     /// Writes key and value of a node in its new state, and what follows it.

@@ -110,7 +110,8 @@ pub struct Nodes {
     pub mask: u64,
     pub seed: u64,
     value_at: usize,
-    owner: AtomicU16,
+    /// Elsewhere, so that the compiler sees that nothing here ever changes.
+    owner: Box<AtomicU16>,
 }
 
 impl Nodes {
@@ -123,7 +124,7 @@ impl Nodes {
             mask: layout.buckets as u64 - 1,
             seed: shm.seed,
             value_at: NODE_HEADER + round8(layout.key_size),
-            owner: AtomicU16::new(0),
+            owner: Box::new(AtomicU16::new(0)),
         }
     }
 
