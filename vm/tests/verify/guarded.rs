@@ -87,6 +87,7 @@ pub fn compare(program: &Verified, world: &World, seed: u64) -> Result<(), Strin
 fn layout(map_type: u32, entries: u32) -> Option<MapLayout> {
     (map_type == ARRAY).then_some(MapLayout::Array(ArrayLayout {
         entries,
+        value_size: STEP as u32,
         stride: STEP as u32,
         cpu_stride: None,
     }))
