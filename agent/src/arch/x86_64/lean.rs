@@ -146,7 +146,7 @@ mod tests {
     static POINTER: AtomicPtr<()> = AtomicPtr::new(std::ptr::null_mut());
 
     fn leaves(function: unsafe extern "C" fn()) -> bool {
-        leaves_vectors_alone(function as usize, &POINTER, saving as usize)
+        leaves_vectors_alone(function as usize, &POINTER, saving as *const () as usize)
     }
 
     macro_rules! code {
@@ -210,7 +210,7 @@ mod tests {
     #[test]
     fn the_function_that_saves_may_be_called() {
         assert!(leaves(goes_on_saving));
-        assert!(!leaves_vectors_alone(goes_on_saving as usize, &POINTER, 0));
+        assert!(!leaves_vectors_alone(goes_on_saving as *const () as usize, &POINTER, 0));
     }
 
     #[unsafe(naked)]
