@@ -43,7 +43,8 @@ impl Verifier<'_> {
                 self.proved.unwritten(&less_written(&seen.state, state, &live));
                 return Ok(false);
             }
-            if includes(state, &seen.state, &live, &exact) {
+            // Once more round by a callback is no loop: its helper ends it, and `enters` the walk.
+            if same_rounds(&seen.state, state) && includes(state, &seen.state, &live, &exact) {
                 return invalid(format!("infinite loop detected at insn {at}"));
             }
         }
@@ -157,6 +158,12 @@ pub(super) fn includes(old: &State, new: &State, live: &[Live], need: &[Live]) -
     let references = old.references.iter().zip(&new.references);
     references.into_iter().all(|(o, n)| ids.same_reference(o.id, n.id))
         && (0..old.frames.len()).all(|n| frame(&old.frames[n], &new.frames[n], live[n], need[n], &mut ids))
+}
+
+/// Whether no helper called its callback again between two states of a path.
+fn same_rounds(old: &State, new: &State) -> bool {
+    let round = |frame: &Frame| frame.round.as_ref().map(|round| (round.callsite, round.number));
+    old.frames.iter().map(|f| round(f)).eq(new.frames.iter().map(|f| round(f)))
 }
 
 fn frame(old: &Frame, new: &Frame, live: Live, need: Live, ids: &mut Ids) -> bool {
