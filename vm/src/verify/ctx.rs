@@ -1,4 +1,4 @@
-//! The context by program type: what may be read of it. Nothing may be written.
+//! The context by program type: what may be read of it. Nothing may be written, but by programs of system calls.
 
 use super::error::{Check, access};
 use super::explore::Verifier;
@@ -13,6 +13,9 @@ const TRACE_RECORD: i64 = 8192;
 const RAW_ARGS: i64 = 12 * 8;
 /// `sample_period` and `addr` behind the registers of `struct bpf_perf_event_data`.
 const PERF_DATA: i64 = PT_REGS + 16;
+
+/// `U16_MAX`: what BPF_PROG_TEST_RUN takes for a program of system calls.
+const SYSCALL_CTX: i64 = 65535;
 
 impl Verifier<'_> {
     pub fn context(&mut self, _at: usize, span: &Span, usage: Use) -> Check {
@@ -31,7 +34,8 @@ impl Verifier<'_> {
         if moved != 0 {
             return access(format!("dereference of modified ctx ptr R{reg} off={moved} disallowed"));
         }
-        if usage == Use::Write || !readable(self.env.prog_type(), span.off, size) {
+        let writes = usage == Use::Write && self.env.prog_type() != BPF_PROG_TYPE_SYSCALL;
+        if writes || !readable(self.env.prog_type(), span.off, size) {
             return access(format!("invalid bpf_context access off={} size={size}", span.off));
         }
         self.proved.ctx_bytes = self.proved.ctx_bytes.max((span.off + size) as u32);
@@ -50,6 +54,7 @@ fn readable(prog_type: u32, off: i64, size: i64) -> bool {
             BPF_PROG_TYPE_RAW_TRACEPOINT => end <= RAW_ARGS,
             BPF_PROG_TYPE_PERF_EVENT if off < PT_REGS => size == 8,
             BPF_PROG_TYPE_PERF_EVENT => end <= PERF_DATA,
+            BPF_PROG_TYPE_SYSCALL => off < SYSCALL_CTX,
             _ => false,
         }
 }
