@@ -274,6 +274,10 @@ pub fn bind_map(attr: &Attr) -> Result<i64, Errno> {
 pub fn test_run(attr: &Attr) -> Result<i64, Errno> {
     let a: TestRun = attr.get();
     let prog = object::prog(a.prog_fd)?;
+    // A size without an address, or the other way round.
+    if (a.ctx_size_in == 0) != (a.ctx_in == 0) || (a.ctx_size_out == 0) != (a.ctx_out == 0) {
+        return Err(Errno::INVAL);
+    }
     match prog.spec.prog_type {
         prog_type::BPF_PROG_TYPE_RAW_TRACEPOINT | prog_type::BPF_PROG_TYPE_SYSCALL => {
             run_with_ctx(attr, &a, &prog)
@@ -287,22 +291,39 @@ const RUN_ON_CPU: u32 = 1;
 
 fn run_with_ctx(attr: &Attr, a: &TestRun, prog: &ProgObject) -> Result<i64, Errno> {
     let unused = a.data_in != 0 || a.data_out != 0 || a.ctx_out != 0 || a.duration != 0 || a.repeat != 0;
-    if unused || a.batch_size != 0 || a.flags & !RUN_ON_CPU != 0 || (a.flags == 0 && a.cpu != 0) {
+    if unused || a.batch_size != 0 {
         return Err(Errno::INVAL);
     }
-    if a.flags & RUN_ON_CPU != 0 && a.cpu >= possible_cpus() {
-        return Err(Errno::NXIO);
+    let raw = prog.spec.prog_type == prog_type::BPF_PROG_TYPE_RAW_TRACEPOINT;
+    // Arguments of a tracepoint (MAX_BPF_FUNC_ARGS), or anything that a system call may have. The program may read less,
+    // but not more than there is.
+    let longest = if raw { 12 * 8 } else { u32::from(u16::MAX) };
+    if a.ctx_size_in < prog.ctx_bytes || a.ctx_size_in > longest {
+        return Err(Errno::INVAL);
     }
-    // MAX_BPF_FUNC_ARGS arguments; the program may read fewer, but not more than there are.
-    if prog.spec.prog_type == prog_type::BPF_PROG_TYPE_RAW_TRACEPOINT
-        && (a.ctx_size_in < prog.ctx_bytes || a.ctx_size_in > 12 * 8)
-    {
+    if raw {
+        check_cpu(a)?;
+    } else if a.flags != 0 {
         return Err(Errno::INVAL);
     }
     let mut ctx = user::read(a.ctx_in, a.ctx_size_in as usize)?;
+    // Programs that this one calls in its place may use more.
+    ctx.resize(longest as usize + 8, 0);
     let program = prog.link_here().ok_or(Errno::NOMEM)?;
     let session = broker::session()?;
     let ret = run_here(&program, &session, ctx.as_mut_ptr(), 0).ok_or(Errno::AGAIN)?;
+    if !raw {
+        user::write(a.ctx_in, &ctx[..a.ctx_size_in as usize])?;
+    }
     attr.put(std::mem::offset_of!(TestRun, retval), &(ret as u32).to_ne_bytes())?;
     Ok(0)
+}
+
+/// The run is not moved to the CPU, which must be one all the same.
+fn check_cpu(a: &TestRun) -> Result<(), Errno> {
+    match a.flags & RUN_ON_CPU {
+        0 if a.cpu != 0 => Err(Errno::INVAL),
+        RUN_ON_CPU if a.cpu >= possible_cpus() => Err(Errno::NXIO),
+        _ => Ok(()),
+    }
 }
