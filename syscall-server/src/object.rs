@@ -176,7 +176,11 @@ impl ProgObject {
                     bpftime_agent::run::shadow::refresh();
                     Arc::new(Layout::new(crate::btf::task_layout()))
                 });
-                Program::link(&bytes, maps).ok().map(|p| Arc::new(p.with_task(task)))
+                let program = Program::link(&bytes, maps).ok()?;
+                if program.asks_for_build_ids() {
+                    bpftime_agent::run::build_id::use_from_now();
+                }
+                Some(Arc::new(program.with_task(task)))
             })
             .clone()
     }

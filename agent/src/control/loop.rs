@@ -58,6 +58,7 @@ fn prepare(dirs: Vec<PathBuf>, engine: impl FnOnce() -> Option<Engine>) -> bool 
     crate::run::helpers::task::read_cgroups();
     crate::run::helpers::task::read_pid_namespace();
     crate::run::shadow::refresh_if_used();
+    crate::run::build_id::refresh_if_used(true);
     let mut state = lock();
     match state.as_mut() {
         // A forked child: the copy of the parent's state is consistent, only its connections are not ours.
@@ -98,6 +99,7 @@ fn serve() {
             let traces = state.sessions.iter().any(|s| !s.links.is_empty());
             if traces {
                 crate::signals::reassert();
+                crate::run::build_id::refresh_if_used(false);
             }
             nap = match (state.finish(), state.wants_retry() || traces) {
                 (true, _) => Some(Timespec { tv_sec: 0, tv_nsec: 20_000_000 }),

@@ -230,6 +230,9 @@ impl Session {
         let bytes = bpftime_shm::session::sealed::read(fd.as_fd())?;
         // A process without executable memory (SELinux execmem, PR_SET_MDWE) goes on without the program.
         if let Ok(program) = Program::link(&bytes, maps.ok_or(Errno::PROTO)?) {
+            if program.asks_for_build_ids() {
+                crate::run::build_id::use_from_now();
+            }
             self.programs.insert(spec.prog, Arc::new(program.with_task(self.task.clone())));
         }
         Ok(())

@@ -247,6 +247,7 @@ impl State {
         let told = self.sites.unseen();
         self.sites.drop_unmapped(&mut self.sessions, &maps);
         self.sites.look_for_calls(&maps);
+        crate::run::build_id::refresh_if_used(true);
         let mut dirty = Dirty::new();
         for session in &mut self.sessions {
             let links: Vec<u32> = session.links.keys().copied().collect();

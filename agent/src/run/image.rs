@@ -2,6 +2,7 @@
 
 use super::shadow::Layout;
 use super::{MapHandle, Run, helpers};
+use bpftime_shm::uapi::BPF_F_STACK_BUILD_ID;
 use bpftime_vm::image::{Needs, Symbol};
 use bpftime_vm::{ImageRef, MapIdx, Resolve};
 use rustix::mm::{self, MapFlags, MprotectFlags, ProtFlags};
@@ -36,6 +37,7 @@ pub struct Program {
     local: bool,
     reads_registers: bool,
     may_replace: bool,
+    asks_for_build_ids: bool,
     /// The maps its code points into.
     pub maps: Vec<Arc<MapHandle>>,
     /// What its tool takes the task to look like, if it asks for the task.
@@ -49,6 +51,8 @@ unsafe impl Sync for Program {}
 
 /// Helpers that read the thread's registers without being given the context: get_task_stack, task_pt_regs.
 const READ_REGISTERS: [u32; 2] = [141, 175];
+/// Helpers whose flags may ask for build ids: get_stack, get_task_stack.
+const READ_STACKS: [u32; 2] = [67, 141];
 /// Helper override_return.
 const OVERRIDE_RETURN: u32 = 58;
 
@@ -91,6 +95,10 @@ impl Program {
             symbols.any(|s| matches!(s, Symbol::Helper(id) if READ_REGISTERS.contains(&id)));
         let mut symbols = image.relocs().map(|r| r.symbol);
         let may_replace = symbols.any(|s| s == Symbol::Helper(OVERRIDE_RETURN));
+        let mut symbols = image.relocs().map(|r| r.symbol);
+        let asks_for_build_ids = symbols
+            .any(|s| matches!(s, Symbol::Helper(id) if READ_STACKS.contains(&id)))
+            || maps.iter().any(|m| m.map.def().map_flags & BPF_F_STACK_BUILD_ID != 0);
         let entry = image.entry_offset();
         let program = Self {
             base: base.cast(),
@@ -100,6 +108,7 @@ impl Program {
             local,
             reads_registers,
             may_replace,
+            asks_for_build_ids,
             maps,
             task: None,
         };
@@ -136,6 +145,11 @@ impl Program {
     /// Whether the program, or a helper for it, may read the context.
     pub fn looks_at_context(&self) -> bool {
         self.reads_registers || !self.needs.ignores_ctx()
+    }
+
+    /// Whether the program may ask for the build ids of the files on a stack.
+    pub fn asks_for_build_ids(&self) -> bool {
+        self.asks_for_build_ids
     }
 
     /// Whether the program may give a result in the probed function's place.

@@ -4,6 +4,7 @@
 //! Rules: no allocation, no locks, no C library, no thread-local but the thread block, bounded stack; a failure loses an
 //! event, never the host. Helpers share the BPF calling convention with compiled code: five arguments and the [`Run`].
 
+pub mod build_id;
 pub mod clock;
 pub mod enter;
 pub mod held;

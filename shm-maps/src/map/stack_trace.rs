@@ -18,6 +18,8 @@ use core::sync::atomic::{AtomicU16, AtomicU64};
 use rustix::io::Errno;
 
 const NODE_HEADER: usize = 16;
+/// The first word of a node's value.
+const FIRST_WORD: usize = NODE_HEADER / 8;
 /// A retry means that another stack was stored in the same slot meanwhile.
 const ATTEMPTS: u32 = 1 << 10;
 
@@ -53,6 +55,12 @@ pub struct StackTrace {
     owner: AtomicU16,
 }
 
+/// A stack: its words by their numbers.
+struct Words<F: Fn(usize) -> u64> {
+    len: usize,
+    at: F,
+}
+
 /// Hash and number of frames: the second word of a node.
 fn summary(hash: u32, frames: usize) -> u64 {
     u64::from(hash) | (frames as u64) << 32
@@ -79,24 +87,42 @@ impl StackTrace {
         unsafe { &*self.base.add(self.layout.tried_at).cast::<AtomicU64>().add(word) }
     }
 
-    /// Word `at` of a node: 0 state, 1 summary.
+    /// Word `at` of a node: 0 state, 1 summary, and then as many as a value has.
     fn word(&self, node: *mut u8, at: usize) -> &AtomicU64 {
-        // SAFETY: nodes are 8-aligned and begin with 16 bytes; atomic.
+        debug_assert!(at < FIRST_WORD + self.value_size / 8);
+        // SAFETY: nodes are 8-aligned, begin with 16 bytes and hold a value, a multiple of eight bytes; atomic. Callers
+        // keep `at` below its end.
         unsafe { &*node.cast::<AtomicU64>().add(at) }
     }
 
     /// bpf_get_stackid after the walk: stores `ips` (innermost first) and returns the id, or -EEXIST when
     /// another stack has the slot (without BPF_F_REUSE_STACKID), -EFAULT for no frames, -ENOMEM.
     pub fn stack_insert(&self, ips: &[u64], flags: u64) -> i64 {
-        let ips = &ips[..ips.len().min(self.value_size / 8)];
-        if ips.is_empty() {
+        self.insert_words(Words { len: ips.len(), at: |n| ips[n] }, flags)
+    }
+
+    /// As [`StackTrace::stack_insert`], of frames that are more than an address: `frames` of them, each of which
+    /// `frame` makes anew whenever it is looked at, so that nobody needs room for all.
+    pub fn stack_insert_frames<const N: usize>(
+        &self,
+        frames: usize,
+        frame: impl Fn(usize) -> [u64; N],
+        flags: u64,
+    ) -> i64 {
+        self.insert_words(Words { len: frames * N, at: |n| frame(n / N)[n % N] }, flags)
+    }
+
+    #[inline]
+    fn insert_words(&self, mut ips: Words<impl Fn(usize) -> u64>, flags: u64) -> i64 {
+        ips.len = ips.len.min(self.value_size / 8);
+        if ips.len == 0 {
             return neg(Errno::FAULT);
         }
-        let hash = self.hash(ips);
+        let hash = self.hash(&ips);
         let id = hash & (self.layout.buckets as u32 - 1);
         let Some(slot) = self.slot(id) else { return neg(Errno::FAULT) };
         let mut held = None;
-        let result = self.insert_at(slot, hash, ips, flags, &mut held);
+        let result = self.insert_at(slot, hash, &ips, flags, &mut held);
         if let Some(index) = held {
             self.release(index);
         }
@@ -107,7 +133,7 @@ impl StackTrace {
         &self,
         slot: &AtomicU64,
         hash: u32,
-        ips: &[u64],
+        ips: &Words<impl Fn(usize) -> u64>,
         flags: u64,
         held: &mut Option<u32>,
     ) -> Result<(), Errno> {
@@ -140,19 +166,18 @@ impl StackTrace {
         Err(Errno::BUSY)
     }
 
-    fn is_same(&self, node: *mut u8, hash: u32, ips: &[u64], flags: u64) -> bool {
+    fn is_same(&self, node: *mut u8, hash: u32, ips: &Words<impl Fn(usize) -> u64>, flags: u64) -> bool {
         let found = self.word(node, 1).load(Relaxed);
         if flags & BPF_F_FAST_STACK_CMP != 0 {
             return found as u32 == hash;
         }
-        // SAFETY: ips is at most value_size bytes; frames follow the node's header.
-        found == summary(hash, ips.len())
-            && unsafe { copy::equal(node.add(NODE_HEADER), ips.as_ptr().cast(), size_of_val(ips)) }
+        found == summary(hash, ips.len)
+            && (0..ips.len).all(|n| self.word(node, FIRST_WORD + n).load(Relaxed) == (ips.at)(n))
     }
 
-    fn hash(&self, ips: &[u64]) -> u32 {
-        let mut state = self.seed ^ ips.len() as u64;
-        for ip in ips {
+    fn hash(&self, ips: &Words<impl Fn(usize) -> u64>) -> u32 {
+        let mut state = self.seed ^ ips.len as u64;
+        for ip in (0..ips.len).map(&ips.at) {
             let wide = u128::from(state ^ ip) * u128::from(0xe703_7ed1_a0b4_28dbu64);
             state = wide as u64 ^ (wide >> 64) as u64;
         }
@@ -160,7 +185,7 @@ impl StackTrace {
     }
 
     /// Takes a free node near `hash` and fills it.
-    fn claim(&self, hash: u32, ips: &[u64]) -> Option<u32> {
+    fn claim(&self, hash: u32, ips: &Words<impl Fn(usize) -> u64>) -> Option<u32> {
         let capacity = self.layout.capacity;
         for step in 0..capacity {
             let index = ((hash as usize + step) % capacity + 1) as u32;
@@ -177,9 +202,8 @@ impl StackTrace {
             if self.word(node, 0).compare_exchange(state.0, mine.0, AcqRel, Relaxed).is_err() {
                 continue;
             }
-            self.word(node, 1).store(summary(hash, ips.len()), Relaxed);
-            // SAFETY: ips is at most value_size bytes; the node is ours.
-            unsafe { copy::to_shared(node.add(NODE_HEADER), ips.as_ptr().cast(), size_of_val(ips)) };
+            self.word(node, 1).store(summary(hash, ips.len), Relaxed);
+            (0..ips.len).for_each(|n| self.word(node, FIRST_WORD + n).store((ips.at)(n), Relaxed));
             return Some(index);
         }
         None

@@ -3,8 +3,12 @@
 
 use super::map::map_of;
 use super::{EFAULT, EINVAL, helper};
-use crate::run::Run;
 use crate::run::stack::{MAP_FLAGS, MAX_DEPTH, USER_STACK, skip_of, walk};
+use crate::run::{Run, build_id};
+use bpftime_shm::uapi::BPF_F_STACK_BUILD_ID;
+
+/// `BPF_F_USER_BUILD_ID`.
+const USER_BUILD_ID: u64 = 1 << 11;
 
 helper! {
     /// 27 `get_stackid(ctx, map, flags)`: id of the stack in a STACK_TRACE map, or negative errno.
@@ -16,14 +20,20 @@ helper! {
         // SAFETY: a linked constant of the program.
         let map = unsafe { &map_of(map).map };
         let Some(stacks) = map.stack_trace() else { return EINVAL };
-        let depth = (map.def().value_size as usize / 8).min(MAX_DEPTH);
+        let with_ids = map.def().map_flags & BPF_F_STACK_BUILD_ID != 0;
+        let frame = if with_ids { build_id::FRAME_SIZE } else { 8 };
+        let depth = (map.def().value_size as usize / frame).min(MAX_DEPTH);
         let mut ips = [0u64; MAX_DEPTH];
         let want = (skip + depth).min(MAX_DEPTH);
         let n = walk(run, &mut ips[..want]);
         if n <= skip {
             return EFAULT;
         }
-        stacks.stack_insert(&ips[skip..n], flags) as u64
+        let ips = &ips[skip..n];
+        if with_ids {
+            return stacks.stack_insert_frames(ips.len(), |n| build_id::frame(ips[n]), flags) as u64;
+        }
+        stacks.stack_insert(ips, flags) as u64
     }
 }
 
@@ -38,22 +48,35 @@ helper! {
 helper! {
     /// 67 `get_stack(ctx, buf, size, flags)`: bytes written, or negative errno.
     fn get_stack(run, ctx, buf, size, flags) {
-        let skip = match skip_of(flags, 1 << 11) { Ok(skip) => skip, Err(e) => return e };
+        let skip = match skip_of(flags, USER_BUILD_ID) { Ok(skip) => skip, Err(e) => return e };
+        let with_ids = flags & USER_BUILD_ID != 0;
         if flags & USER_STACK == 0 {
-            return EFAULT;
+            return if with_ids { EINVAL } else { EFAULT };
         }
-        if !size.is_multiple_of(8) || flags & 1 << 11 != 0 {
+        let frame = if with_ids { build_id::FRAME_SIZE } else { 8 };
+        if !(size as usize).is_multiple_of(frame) {
             return EINVAL;
         }
-        let depth = (size as usize / 8).min(MAX_DEPTH);
+        let depth = (size as usize / frame).min(MAX_DEPTH);
+        if depth == 0 {
+            return 0;
+        }
         let mut ips = [0u64; MAX_DEPTH];
         let want = (skip + depth).min(MAX_DEPTH);
-        let n = walk(run, &mut ips[..want]).saturating_sub(skip);
-        // SAFETY: buf has room for size bytes by the helper's contract, and n * 8 <= size.
+        let walked = walk(run, &mut ips[..want]);
+        let ips = ips.get(skip..walked).unwrap_or_default();
+        let n = ips.len();
+        // SAFETY: buf has room for size bytes by the helper's contract, and n frames fit.
         unsafe {
-            std::ptr::copy_nonoverlapping(ips.as_ptr().add(skip).cast::<u8>(), buf as *mut u8, n * 8);
-            std::ptr::write_bytes((buf as *mut u8).add(n * 8), 0, size as usize - n * 8);
+            for (at, ip) in ips.iter().enumerate() {
+                let to = (buf as *mut u8).add(at * frame);
+                match with_ids {
+                    true => to.cast::<build_id::Frame>().write_unaligned(build_id::frame(*ip)),
+                    false => to.cast::<u64>().write_unaligned(*ip),
+                }
+            }
+            std::ptr::write_bytes((buf as *mut u8).add(n * frame), 0, size as usize - n * frame);
         }
-        if n == 0 { EFAULT } else { n as u64 * 8 }
+        if n == 0 { EFAULT } else { (n * frame) as u64 }
     }
 }
