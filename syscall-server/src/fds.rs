@@ -35,6 +35,15 @@ pub fn signal(ours: &OwnedFd) {
     let _ = rustix::net::send(ours, b"!", SendFlags::NOSIGNAL | SendFlags::DONTWAIT);
 }
 
+/// Makes the other end unwritable, or writable again: fills what we can take, or takes it.
+///
+/// A socket is writable while less than a quarter of its buffer is on its way.
+pub fn set_full(tool: BorrowedFd, ours: &OwnedFd, full: bool) {
+    let mut bytes = [0u8; 4096];
+    while full && rustix::net::send(tool, &bytes, SendFlags::NOSIGNAL | SendFlags::DONTWAIT).is_ok() {}
+    while !full && rustix::net::recv(ours, &mut bytes, RecvFlags::DONTWAIT).is_ok_and(|(_, n)| n != 0) {}
+}
+
 /// Takes what [`signal`] sent back off, from our end's peer being unknown: sends are few, so one read is enough.
 pub fn drain(tool: BorrowedFd) {
     let mut buf = [0u8; 64];

@@ -4,10 +4,14 @@
 //! end is made readable at once if records are there already; a producer that writes into an armed ring wakes the
 //! waker thread, which makes the end readable. What was signalled is taken back at the next wait, so a ring that was
 //! drained is not readable, and one that was not still is: level-triggered, like the kernel's.
+//!
+//! Of a user ring buffer, which the tool fills, the end is writable while there is room. A program that drained it wakes
+//! the waker; the tool itself fills it, so that a look before it waits is enough.
 
 use crate::fds;
 use crate::object::{Events, MapObject, PerfObject};
 use bpftime_agent::run::enter::Session as RunSession;
+use bpftime_shm::UserRing;
 use rustix::fd::AsFd;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError, Weak};
@@ -41,11 +45,14 @@ fn rings() -> Option<MutexGuard<'static, Vec<Ring>>> {
     }
 }
 
-/// Calls `f` for every live ring: its events, how to arm it, whether it has data.
+/// Calls `f` for every live ring: its events, how to arm it, whether it has data. User rings are seen to on the way.
 fn each(f: impl Fn(&Events, &dyn Fn() -> bool, &dyn Fn())) {
     let Some(mut rings) = rings() else { return };
     rings.retain(|ring| match ring {
         Ring::Map(w) => w.upgrade().is_some_and(|m| {
+            if let (Some(events), Some(ring)) = (&m.events, m.handle.map.user_ring()) {
+                show_room(events, ring);
+            }
             if let (Some(events), Some(ring)) = (&m.events, m.handle.map.ringbuf()) {
                 f(events, &|| ring.has_data(), &|| ring.armed().arm());
             }
@@ -58,6 +65,18 @@ fn each(f: impl Fn(&Events, &dyn Fn() -> bool, &dyn Fn())) {
             true
         }),
     });
+}
+
+/// Makes the end of a user ring writable if there is room, and unwritable if not.
+fn show_room(events: &Events, ring: &UserRing) {
+    loop {
+        let full = !ring.has_room();
+        if events.signalled.swap(full, Ordering::AcqRel) == full {
+            return;
+        }
+        // Looked at again: a program may have drained meanwhile, and the waker have found nothing to do.
+        fds::set_full(events.tool.as_fd(), &events.ours, full);
+    }
 }
 
 /// Called at the start of every wait of the tool.
