@@ -288,6 +288,11 @@ impl Hash {
         Err(Errno::NOENT)
     }
 
+    /// The hash of a node's key.
+    fn hash_of(&self, node: u32) -> u64 {
+        self.key(self.nodes.key(node)).hash(self.nodes.seed)
+    }
+
     /// The `ordinal`th element of a bucket.
     fn nth(&self, budget: &mut u64, bucket: u64, ordinal: u32) -> Option<u32> {
         let mut left = ordinal;
@@ -370,10 +375,13 @@ impl Ops for Hash {
             // A callback may delete the element it got: then the next one has its ordinal.
             while let Some(node) = self.nth(&mut budget, bucket, ordinal) {
                 calls += 1;
+                let own = self.hash_of(node);
                 if visit(self.nodes.key(node), self.nodes.value(node, cpu)).is_break() {
                     return calls;
                 }
-                let still_there = self.nth(&mut budget, bucket, ordinal) == Some(node);
+                // Or another node with its key, if the callback gave the element a new value.
+                let now = self.nth(&mut budget, bucket, ordinal);
+                let still_there = now.is_some_and(|now| now == node || self.hash_of(now) == own);
                 ordinal += u32::from(still_there);
                 if calls > i64::from(self.nodes.layout.capacity()) {
                     return calls; // a callback that inserts as fast as we walk
