@@ -8,6 +8,7 @@
 pub mod attr;
 pub mod cmd;
 pub mod config;
+pub mod field;
 pub mod format;
 pub mod helper;
 pub mod map_type;

@@ -94,6 +94,20 @@ fn a_tool_that_opens_trace_pipe_reads_what_its_programs_print() {
 }
 
 #[test]
+fn elements_are_visited_once_on_every_kind_of_map_also_when_callbacks_change_it() {
+    let s = Scratch::new();
+    let tool = s.compile("tools/helpers.c", "helpers", &["-Wl,--no-as-needed", "-lbpf"]);
+    let object = s.compile_bpf("progs/each.bpf.c");
+    let golden = root().join("tests/kernel-golden/each");
+    let recorded = lines(&std::fs::read_to_string(&golden).expect("recorded answers"));
+    let ours = lines(&run(s.tool(&tool), &object, &[]).stdout);
+    assert_eq!(ours, recorded, "recorded from the kernel in {}", golden.display());
+    if kernel_is_oracle() {
+        assert_eq!(ours, lines(&run(s.command(&tool), &object, &[]).stdout));
+    }
+}
+
+#[test]
 fn a_record_that_an_ended_run_held_does_not_stall_the_consumer() {
     let s = Scratch::new();
     let (tool, object) = built(&s);

@@ -95,6 +95,8 @@ fn layout(map: &MapDef) -> Option<MapLayout> {
     let array = |cpu_stride| Some(MapLayout::Array(ArrayLayout { entries, value_size, stride, cpu_stride }));
     let hash = |percpu| Some(MapLayout::Hash(HashLayout { key_size, value_size, percpu }));
     match map.facts.map_type {
+        // What an update leaves out of a value is the map's own business.
+        _ if !map.fields.is_empty() => None,
         BPF_MAP_TYPE_ARRAY => array(None),
         BPF_MAP_TYPE_PERCPU_ARRAY => array(Some(all)),
         BPF_MAP_TYPE_HASH => hash(false),

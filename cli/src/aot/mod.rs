@@ -17,6 +17,7 @@ mod maps;
 mod probe;
 
 use crate::object::MapDef;
+use bpftime_abi::field::Fields;
 use bpftime_vm::isa::bytecode_hash;
 use bpftime_vm::verify::MapFacts;
 use bpftime_vm::{CpuFeatures, Image, ImageError, Insn, image};
@@ -164,7 +165,8 @@ fn map(body: &mut Reader<'_>) -> Result<MapDef, ContainerError> {
         flags: body.number()?,
         frozen: body.number()? != 0,
     };
-    Ok(MapDef { name, facts, contents: body.bytes()?.to_vec() })
+    // Of values with parts that are no data the tool that makes the maps knows nothing either.
+    Ok(MapDef { name, facts, contents: body.bytes()?.to_vec(), fields: Fields::default() })
 }
 
 fn program(body: &mut Reader<'_>) -> Result<Compiled, ContainerError> {

@@ -23,7 +23,7 @@ fn compiled(source: &str, cpu: CpuFeatures) -> Compiled {
 
 fn sample(cpu: CpuFeatures) -> Container {
     let facts = MapFacts { map_type: 1, key_size: 4, value_size: 8, max_entries: 9, flags: 1, frozen: true };
-    let map = MapDef { name: "m".into(), facts, contents: vec![1, 2, 3] };
+    let map = MapDef { name: "m".into(), facts, contents: vec![1, 2, 3], fields: Fields::default() };
     Container { license: "GPL".into(), maps: vec![map], programs: vec![compiled("mov r0, 1; exit", cpu)] }
 }
 

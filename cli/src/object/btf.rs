@@ -1,5 +1,6 @@
 //! BTF (kernel documentation, `Documentation/bpf/btf.rst`): types of an object or of the running kernel.
 
+use bpftime_abi::field::find::{Element, Types};
 use std::collections::HashMap;
 use std::sync::OnceLock;
 use thiserror::Error;
@@ -226,6 +227,42 @@ impl Btf {
             _ => None,
         });
         found.map_or(&[], Vec::as_slice)
+    }
+}
+
+impl Types for Btf {
+    fn count(&self) -> u32 {
+        self.types.len() as u32 - 1
+    }
+    fn name(&self, id: u32) -> &[u8] {
+        Btf::name(self, id).as_bytes()
+    }
+    fn is_struct(&self, id: u32) -> bool {
+        matches!(self.get(id).kind, Kind::Struct { .. })
+    }
+    fn size_of(&self, id: u32) -> Option<u32> {
+        Some(self.size(id))
+    }
+    fn members(&self, id: u32) -> Vec<Element> {
+        let members = Btf::members(self, id).unwrap_or_default().iter();
+        let whole = members.filter(|m| m.bits == 0 && m.bit_off.is_multiple_of(8));
+        whole.map(|m| Element { type_id: m.ty, count: 1, at: m.bit_off / 8 }).collect()
+    }
+    fn array(&self, id: u32) -> Option<(u32, u32)> {
+        match self.get(id).kind {
+            Kind::Array { elem, len } => Some((elem, len)),
+            _ => None,
+        }
+    }
+    fn tag_of_pointer(&self, id: u32) -> Option<&[u8]> {
+        let Kind::Ptr(to) = self.get(id).kind else { return None };
+        // Of the modifiers only tags have names.
+        let tag = Btf::name(self, to);
+        (matches!(self.get(to).kind, Kind::Modifier(_)) && !tag.is_empty()).then_some(tag.as_bytes())
+    }
+    /// The kernel looks at the tag; here nothing is listed.
+    fn says_what_it_contains(&self, _id: u32) -> bool {
+        true
     }
 }
 

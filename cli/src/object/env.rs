@@ -1,6 +1,7 @@
 //! What decoder and verifier ask about a program of an object.
 
 use super::{Object, Prog, section};
+use bpftime_abi::field::Fields;
 use bpftime_abi::helper;
 use bpftime_abi::map_type::{BPF_F_RDONLY_PROG, BPF_MAP_TYPE_ARRAY};
 use bpftime_vm::verify::{MapFacts, VerifyEnv};
@@ -50,6 +51,9 @@ impl VerifyEnv for ObjectEnv<'_> {
         let fixed = map.facts.frozen && map.facts.flags & BPF_F_RDONLY_PROG != 0;
         let bytes = map.contents.get(off as usize..off.checked_add(len)? as usize).filter(|_| fixed)?;
         (len <= 8).then(|| bytes.iter().rev().fold(0, |x, b| x << 8 | u64::from(*b)))
+    }
+    fn fields(&self, map: MapIdx) -> Fields {
+        self.object.maps.get(map.0 as usize).map_or(Fields::default(), |m| m.fields)
     }
     fn prog_type(&self) -> u32 {
         self.prog.prog_type

@@ -4,6 +4,7 @@
 use super::ObjectError;
 use super::btf::{Btf, Kind, Member};
 use super::elf::File;
+use bpftime_abi::field::{Fields, find};
 use bpftime_abi::map_type::*;
 use bpftime_vm::verify::MapFacts;
 
@@ -16,6 +17,8 @@ pub struct MapDef {
     pub facts: MapFacts,
     /// Bytes of the one value of global data; empty for other maps.
     pub contents: Vec<u8>,
+    /// What of a value is no data.
+    pub fields: Fields,
 }
 
 /// Section of values that libbpf fills in.
@@ -117,7 +120,7 @@ fn data_map(name: &str, contents: Vec<u8>) -> MapDef {
         flags: BPF_F_MMAPABLE | if constant { BPF_F_RDONLY_PROG } else { 0 },
         frozen: constant,
     };
-    MapDef { name: name.into(), facts, contents }
+    MapDef { name: name.into(), facts, contents, fields: Fields::default() }
 }
 
 /// A definition by the type of its variable.
@@ -128,14 +131,17 @@ fn defined(btf: &Btf, name: &str) -> Result<MapDef, ObjectError> {
         return Err(bad("BTF has no variable of this name in .maps; compile with -g"));
     };
     let members = btf.members(btf.resolved(*ty)).ok_or_else(|| bad("its type is no struct"))?;
-    let mut facts = MapFacts::default();
+    let (mut facts, mut fields) = (MapFacts::default(), Fields::default());
     for member in members {
+        if let ("value", Kind::Ptr(to)) = (btf.text(member.name), &btf.get(btf.resolved(member.ty)).kind) {
+            fields = find::of_map(btf, btf.resolved(*to));
+        }
         field(btf, member, &mut facts).map_err(|reason| bad(&reason))?;
     }
     if facts.map_type == BPF_MAP_TYPE_PERF_EVENT_ARRAY && facts.key_size == 0 {
         (facts.key_size, facts.value_size) = (4, 4);
     }
-    Ok(MapDef { name: name.into(), facts, contents: vec![] })
+    Ok(MapDef { name: name.into(), facts, contents: vec![], fields })
 }
 
 /// One member: `int (*name)[number]`, or `type *key`.

@@ -4,14 +4,18 @@
 //!   0  magic u64 | version u32 | map_type u32 | key_size u32 | value_size u32
 //!  24  max_entries u32 | map_flags u32 | map_extra u64 | name[16]
 //!  56  btf_id u32 | btf_key_type_id u32 | btf_value_type_id u32 | cpus u32 | seed u64
-//!  80  template of a map-in-map: map_type, key_size, value_size, max_entries, map_flags
+//!  80  template of a map-in-map: map_type, key_size, value_size, max_entries, map_flags, fields[11]
+//! 144  fields[11]: parts of a value that are no data
 //!      ------- written once by create, before the fd leaves the creating process -------
-//! 128  frozen u32 | writers u32 | map_id u32      written by the tool's server, read by it only
+//! 192  frozen u32 | writers u32 | map_id u32 | - u32   written by the tool's server, read by it only
+//! 208  lock u64                                       of BPF_F_LOCK, held by whom it names
 //! 256  control words of the map's kind (`KIND_AREA`), to the end of the page
 //! ```
 
 use super::{InnerDef, MapDef, table};
 use crate::PAGE;
+use crate::ring::OwnedLock;
+use bpftime_abi::field::Fields;
 use core::sync::atomic::AtomicU32;
 use rustix::io::Errno;
 
@@ -39,6 +43,7 @@ struct Attributes {
     cpus: u32,
     seed: u64,
     inner: InnerDef,
+    fields: Fields,
 }
 
 /// The mutable part.
@@ -50,10 +55,13 @@ pub struct State {
     pub writers: AtomicU32,
     /// The id bpf(2) shows for this map; 0 until the session assigns one.
     pub map_id: AtomicU32,
+    unused: AtomicU32,
+    /// What BPF_F_LOCK takes: one lock for all values, so that no value holds anything but data.
+    pub lock: OwnedLock,
 }
 
-const STATE_AT: usize = 128;
-const _: () = assert!(core::mem::size_of::<Attributes>() == 104);
+const STATE_AT: usize = 192;
+const _: () = assert!(core::mem::size_of::<Attributes>() == 192);
 const _: () = assert!(core::mem::offset_of!(Attributes, map_extra) == 32);
 const _: () = assert!(core::mem::offset_of!(Attributes, seed) == 72);
 const _: () = assert!(core::mem::offset_of!(Attributes, inner) == 80);
@@ -86,6 +94,7 @@ pub unsafe fn write(page: *mut u8, def: &MapDef, cpus: u32, seed: u64) {
         cpus,
         seed,
         inner: def.inner,
+        fields: def.fields,
     };
     // SAFETY: aligned, in bounds (asserted above), unshared by the caller's promise.
     unsafe { page.cast::<Attributes>().write(attributes) };
@@ -112,7 +121,11 @@ pub unsafe fn read(page: *const u8) -> Result<Opened, Errno> {
         btf_id: a.btf[0],
         btf_key_type_id: a.btf[1],
         btf_value_type_id: a.btf[2],
-        inner: a.inner,
+        inner: InnerDef {
+            fields: a.inner.fields.checked(a.inner.value_size).ok_or(Errno::INVAL)?,
+            ..a.inner
+        },
+        fields: a.fields.checked(a.value_size).ok_or(Errno::INVAL)?,
     };
     table::check(&def).map_err(|_| Errno::INVAL)?;
     Ok(Opened { def, cpus: a.cpus, seed: a.seed })

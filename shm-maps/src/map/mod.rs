@@ -5,6 +5,7 @@ mod bloom;
 mod fd_array;
 mod hash;
 mod header;
+mod locked;
 mod lpm;
 mod map_in_map;
 mod members;
@@ -24,11 +25,13 @@ pub use perf_array::PerfEventArray;
 pub use stack_trace::StackTrace;
 pub use task_storage::{Task, TaskStorage};
 
+use crate::PAGE;
 use crate::region::{Region, create_sealed, sealed_size};
 use crate::ring::{LockId, RingBuf, UserRing};
 use crate::uapi::*;
-use crate::{PAGE, neg};
+use bpftime_abi::field::Fields;
 use core::ops::ControlFlow;
+use core::sync::atomic::AtomicU16;
 use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 use ops::{Ops, Shm};
 use rustix::io::Errno;
@@ -64,6 +67,8 @@ pub struct MapDef {
     pub btf_value_type_id: u32,
     /// What the maps inside of a map-in-map are like; all zero for other types
     pub inner: InnerDef,
+    /// Parts of a value that are no data
+    pub fields: Fields,
 }
 
 /// The template of a map-in-map. As in the kernel, a map may be put in if these are equal.
@@ -80,13 +85,15 @@ pub struct InnerDef {
     pub max_entries: u32,
     /// BPF_F_*
     pub map_flags: u32,
+    /// parts of a value that are no data
+    pub fields: Fields,
 }
 
 impl InnerDef {
     /// The template that `def` makes.
     pub fn of(def: &MapDef) -> InnerDef {
-        let MapDef { map_type, key_size, value_size, max_entries, map_flags, .. } = *def;
-        InnerDef { map_type, key_size, value_size, max_entries, map_flags }
+        let MapDef { map_type, key_size, value_size, max_entries, map_flags, fields, .. } = *def;
+        InnerDef { map_type, key_size, value_size, max_entries, map_flags, fields }
     }
 
     /// Whether a map may stand for the template.
@@ -110,6 +117,7 @@ pub struct Map {
     def: MapDef,
     cpus: u32,
     inode: u64,
+    owner: AtomicU16,
     // Last: `kind` holds pointers into it.
     region: Region,
 }
@@ -163,7 +171,7 @@ impl Map {
         }
         let shm = Shm { fd, len: size, def: &opened.def, cpus: opened.cpus, seed: opened.seed };
         let (region, kind) = Kind::open(shm)?;
-        Ok(Map { kind, def: opened.def, cpus: opened.cpus, inode, region })
+        Ok(Map { kind, def: opened.def, cpus: opened.cpus, inode, owner: AtomicU16::new(0), region })
     }
 
     /// The attributes given to MAP_CREATE.
@@ -194,13 +202,15 @@ impl Map {
     /// Names this process in whatever it may leave half done, for [`Map::recover`]. Owners are indices
     /// below 65536 that the session hands out; 0 is for processes that are never recovered.
     pub fn set_owner(&self, owner: u16) {
+        self.owner.store(owner, Relaxed);
         with_kind!(&self.kind, m => m.set_owner(owner));
     }
 
     /// Repairs what the dead process `owner` left half done: nodes it held, locks, busy records.
     /// Call before the owner index is given out again. Returns the number of repairs.
     pub fn recover(&self, owner: u16) -> usize {
-        with_kind!(&self.kind, m => m.recover(owner))
+        let lock = usize::from(self.state().lock.recover(owner.into()));
+        lock + with_kind!(&self.kind, m => m.recover(owner))
     }
 
     fn state(&self) -> &header::State {
@@ -261,8 +271,9 @@ impl Map {
     /// `key` and `value` are valid for key_size and value_size bytes; the caller owns the slot `cpu`.
     #[inline]
     pub unsafe fn update(&self, key: *const u8, value: *const u8, flags: u64, cpu: u32) -> i64 {
-        if flags & BPF_F_LOCK != 0 {
-            return neg(Errno::INVAL);
+        if flags & BPF_F_LOCK != 0 || !self.def.fields.is_empty() {
+            // SAFETY: the caller's promise.
+            return unsafe { self.update_parts(key, value, flags, cpu) };
         }
         // SAFETY: the caller's promise.
         with_kind!(&self.kind, m => unsafe { m.update(key, value, flags, cpu) })

@@ -65,11 +65,6 @@ impl Map {
         if flags & !BPF_F_LOCK == 0 { Ok(()) } else { Err(Errno::INVAL) }
     }
 
-    /// And BPF_F_LOCK after it saw that the map's values hold no bpf_spin_lock, which is all maps here.
-    fn no_lock(flags: u64) -> Result<(), Errno> {
-        if flags & BPF_F_LOCK == 0 { Ok(()) } else { Err(Errno::INVAL) }
-    }
-
     /// BPF_MAP_LOOKUP_ELEM. `value` is [`Map::value_size_user`] bytes.
     ///
     /// # Errors
@@ -77,10 +72,12 @@ impl Map {
     pub fn sys_lookup(&self, key: &[u8], value: &mut [u8], flags: u64) -> Result<(), Errno> {
         Self::known_flags(flags)?;
         self.readable()?;
-        Self::no_lock(flags)?;
+        let _lock = self.lock_if(flags)?;
         self.has_key_len(key)?;
         self.has_value_len(value.len())?;
-        with_kind!(&self.kind, m => m.sys_lookup(key, value))
+        with_kind!(&self.kind, m => m.sys_lookup(key, value))?;
+        self.clear_parts(value);
+        Ok(())
     }
 
     /// BPF_MAP_UPDATE_ELEM.
@@ -89,10 +86,11 @@ impl Map {
     /// The kernel's: EEXIST, ENOENT, E2BIG, EINVAL, EPERM, ENOTSUPP.
     pub fn sys_update(&self, key: &[u8], value: &[u8], flags: u64) -> Result<(), Errno> {
         self.writable()?;
-        Self::no_lock(flags)?;
+        let _lock = self.lock_if(flags)?;
         self.has_key_len(key)?;
         self.has_value_len(value.len())?;
-        with_kind!(&self.kind, m => m.sys_update(key, value, flags))
+        let data = self.data_of(value);
+        with_kind!(&self.kind, m => m.sys_update(key, &data, flags & !BPF_F_LOCK))
     }
 
     /// BPF_MAP_DELETE_ELEM.
@@ -145,12 +143,14 @@ impl Map {
         Self::known_flags(flags)?;
         self.readable()?;
         self.writable()?;
-        Self::no_lock(flags)?;
+        let _lock = self.lock_if(flags)?;
         if flags != 0 && matches!(self.kind, Kind::QUEUE(_) | Kind::STACK(_)) {
             return Err(Errno::INVAL);
         }
         self.has_key_len(key)?;
         self.has_value_len(value.len())?;
-        with_kind!(&self.kind, m => m.sys_lookup_and_delete(key, value))
+        with_kind!(&self.kind, m => m.sys_lookup_and_delete(key, value))?;
+        self.clear_parts(value);
+        Ok(())
     }
 }

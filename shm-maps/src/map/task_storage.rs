@@ -12,10 +12,12 @@
 
 use super::MapDef;
 use super::hash::{Hash, Source};
+use super::locked::zero_parts;
 use super::ops::{Ops, Shm};
 use crate::region::Region;
 use crate::uapi::{BPF_EXIST, BPF_MAP_TYPE_LRU_HASH, BPF_NOEXIST};
 use crate::{ENOTSUPP, neg, round8};
+use bpftime_abi::field::Fields;
 use core::sync::atomic::AtomicU64;
 use core::sync::atomic::Ordering::{AcqRel, Acquire};
 use rustix::io::Errno;
@@ -45,6 +47,7 @@ pub struct Task {
 pub struct TaskStorage {
     hash: Hash,
     value_size: usize,
+    fields: Fields,
 }
 
 fn hash_def(def: &MapDef) -> Option<MapDef> {
@@ -101,7 +104,13 @@ impl TaskStorage {
         let extra = [task.cookie, task.now];
         let made = self.put(task.tid, init, &extra, BPF_NOEXIST);
         // EEXIST: a signal handler of the thread, or the tool, was faster.
-        if made.is_ok() || made == Err(Errno::EXIST) { self.own(task) } else { core::ptr::null_mut() }
+        let there = made.is_ok() || made == Err(Errno::EXIST);
+        let value = if there { self.own(task) } else { core::ptr::null_mut() };
+        if !self.fields.is_empty() {
+            // SAFETY: a value of this map, or null.
+            unsafe { zero_parts(&self.fields, value) };
+        }
+        value
     }
 
     /// bpf_task_storage_delete: 0 or a negated errno.
@@ -156,7 +165,7 @@ impl Ops for TaskStorage {
     fn open(shm: Shm<'_>) -> Result<(Region, Self), Errno> {
         let (def, value_size) = (hash_def(shm.def).ok_or(Errno::INVAL)?, shm.def.value_size as usize);
         let (region, hash) = Hash::open(Shm { def: &def, ..shm })?;
-        Ok((region, TaskStorage { hash, value_size }))
+        Ok((region, TaskStorage { hash, value_size, fields: shm.def.fields }))
     }
 
     fn set_owner(&self, owner: u16) {

@@ -26,6 +26,12 @@ impl LockId {
     pub fn owner(self) -> u32 {
         (self.0 >> 32) as u32
     }
+
+    /// The thread.
+    #[inline]
+    pub fn tid(self) -> u32 {
+        self.0 as u32
+    }
 }
 
 /// 0 when free, else its holder's LockId.
@@ -66,6 +72,16 @@ impl OwnedLock {
     #[inline]
     pub fn unlock(&self) {
         self.0.store(0, Release); // pairs with try_lock
+    }
+
+    /// Who holds it.
+    pub fn holder(&self) -> Option<LockId> {
+        Some(LockId(self.0.load(Relaxed))).filter(|holder| holder.0 != 0)
+    }
+
+    /// Frees the lock of a holder that is dead, unless another did so.
+    pub fn take_from(&self, holder: LockId) {
+        let _ = self.0.compare_exchange(holder.0, 0, Acquire, Relaxed); // pairs with try_lock
     }
 
     /// Frees the lock if its holder's process is the dead `owner`.

@@ -1,5 +1,6 @@
 //! The BTF that tools take for the running kernel's: the kernel's own where it can be read, else a small one of ours.
 
+pub mod fields;
 pub mod parse;
 
 pub use parse::is_sound;

@@ -1,6 +1,7 @@
 //! BTF as bytes: finding structs and where their members stand
 //! (<https://docs.kernel.org/bpf/btf.html>). Nothing in it is trusted: every length is checked, every walk is bounded.
 
+use bpftime_abi::field::find::{Element, Types};
 use std::collections::HashMap;
 
 /// `BTF_MAGIC`, version 1.
@@ -129,6 +130,11 @@ impl<'a> Btf<'a> {
         all
     }
 
+    /// `kind_flag`: the offset's upper byte is the size of a bit field.
+    fn offset_mask(&self, t: Type) -> Option<u32> {
+        Some(if word(self.sections.types, t.elements - 8)? >> 31 == 1 { 0x00ff_ffff } else { u32::MAX })
+    }
+
     fn read(&self, at: usize) -> Option<Type> {
         let types = self.sections.types;
         let [name, info, size_or_type] = [0, 4, 8].map(|n| word(types, at + n));
@@ -205,8 +211,7 @@ impl<'a> Btf<'a> {
         if !matches!(t.kind, kind::STRUCT | kind::UNION) {
             return None;
         }
-        // `kind_flag`: the offset's upper byte is the size of a bit field.
-        let mask = if word(self.sections.types, t.elements - 8)? >> 31 == 1 { 0x00ff_ffff } else { u32::MAX };
+        let mask = self.offset_mask(t)?;
         for i in 0..t.vlen {
             let [name, id, bits] = [0, 4, 8].map(|n| word(self.sections.types, t.elements + 12 * i + n));
             let (name, id, at) = (name?, id?, (bits? & mask) / 8);
@@ -221,6 +226,54 @@ impl<'a> Btf<'a> {
             }
         }
         None
+    }
+}
+
+impl Types for Btf<'_> {
+    fn count(&self) -> u32 {
+        self.at.len() as u32
+    }
+
+    fn name(&self, id: u32) -> &[u8] {
+        self.get(id).map_or(&[], |t| self.string(t.name))
+    }
+
+    fn is_struct(&self, id: u32) -> bool {
+        self.get(id).is_some_and(|t| t.kind == kind::STRUCT)
+    }
+
+    fn size_of(&self, id: u32) -> Option<u32> {
+        Btf::size_of(self, id)
+    }
+
+    fn members(&self, id: u32) -> Vec<Element> {
+        let Some(t) = self.get(id).filter(|t| t.kind == kind::STRUCT) else { return vec![] };
+        let types = self.sections.types;
+        let mask = self.offset_mask(t).unwrap_or(0);
+        let member = |i: usize| {
+            let [type_id, bits] = [4, 8].map(|n| word(types, t.elements + 12 * i + n));
+            let bits = bits? & mask;
+            bits.is_multiple_of(8).then_some(Element { type_id: type_id?, count: 1, at: bits / 8 })
+        };
+        (0..t.vlen).filter_map(member).collect()
+    }
+
+    fn array(&self, id: u32) -> Option<(u32, u32)> {
+        let array = self.get(id).filter(|t| t.kind == kind::ARRAY)?;
+        let [element, count] = [0, 8].map(|n| word(self.sections.types, array.elements + n));
+        Some((element?, count?))
+    }
+
+    fn tag_of_pointer(&self, id: u32) -> Option<&[u8]> {
+        let pointer = self.get(id).filter(|t| t.kind == kind::PTR)?;
+        let tag = self.get(pointer.size_or_type).filter(|t| t.kind == kind::TYPE_TAG)?;
+        Some(self.string(tag.name))
+    }
+
+    fn says_what_it_contains(&self, id: u32) -> bool {
+        let mut tags =
+            (1..=self.count()).filter_map(|tag| self.get(tag).filter(|t| t.kind == kind::DECL_TAG));
+        tags.any(|tag| tag.size_or_type == id && self.string(tag.name).starts_with(b"contains:"))
     }
 }
 

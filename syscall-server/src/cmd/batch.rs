@@ -6,6 +6,7 @@ use super::{Attr, ENOTSUPP};
 use crate::object::{self, MapObject};
 use crate::user;
 use bpftime_abi::attr::Batch;
+use bpftime_abi::field::SPIN_LOCK;
 use bpftime_abi::map_type::*;
 use rustix::io::Errno;
 use std::mem::offset_of;
@@ -82,7 +83,7 @@ impl<'a> Request<'a> {
 pub fn update(attr: &Attr) -> Result<i64, Errno> {
     let r = Request::new(attr, &[Support::Slots, Support::Keys, Support::Buckets])?;
     r.map.handle.map.may_write()?;
-    check_lock_flag(r.a.elem_flags)?;
+    check_lock_flag(&r)?;
     let len = r.value_len();
     each(&r, |at| {
         let value = |at: u32| user::read(r.a.values + u64::from(at) * len as u64, len);
@@ -94,14 +95,16 @@ pub fn update(attr: &Attr) -> Result<i64, Errno> {
 pub fn delete(attr: &Attr) -> Result<i64, Errno> {
     let r = Request::new(attr, &[Support::Keys, Support::Buckets])?;
     r.map.handle.map.may_write()?;
-    check_lock_flag(r.a.elem_flags)?;
+    check_lock_flag(&r)?;
     each(&r, |at| delete_one(&r.map, &r.key(at)?))
 }
 
-/// No map here has a bpf_spin_lock in its values.
-fn check_lock_flag(flags: u64) -> Result<(), Errno> {
+/// BPF_F_LOCK, of values that have a lock.
+fn check_lock_flag(r: &Request<'_>) -> Result<(), Errno> {
     const BPF_F_LOCK: u64 = 4;
-    if flags & !BPF_F_LOCK == 0 { Ok(()) } else { Err(Errno::INVAL) }
+    let has_lock = r.map.def().fields.has(SPIN_LOCK);
+    let known = r.a.elem_flags & !BPF_F_LOCK == 0;
+    if known && (has_lock || r.a.elem_flags == 0) { Ok(()) } else { Err(Errno::INVAL) }
 }
 
 /// Does `one` for each element up to the first that fails, and tells how many went well.
@@ -133,7 +136,7 @@ pub fn lookup_and_delete(attr: &Attr) -> Result<i64, Errno> {
 }
 
 fn by_keys(r: &Request<'_>) -> Result<i64, Errno> {
-    check_lock_flag(r.a.elem_flags)?;
+    check_lock_flag(r)?;
     if r.a.count == 0 {
         return Ok(0);
     }
@@ -171,7 +174,7 @@ fn by_keys(r: &Request<'_>) -> Result<i64, Errno> {
 }
 
 fn by_buckets(r: &Request<'_>, take: bool) -> Result<i64, Errno> {
-    check_lock_flag(r.a.elem_flags)?;
+    check_lock_flag(r)?;
     if r.a.flags != 0 {
         return Err(Errno::INVAL);
     }

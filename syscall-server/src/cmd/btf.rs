@@ -1,9 +1,12 @@
 //! BTF: kept and given back. What a program's BTF says is checked where it is used.
 
 use super::Attr;
+use crate::btf::fields;
+use crate::btf::parse::Btf;
 use crate::object::{self, BtfObject, Object};
 use crate::{btf, fds, user};
 use bpftime_abi::attr::BtfLoad;
+use bpftime_abi::field::find;
 use bpftime_shm::session::sealed;
 use rustix::io::Errno;
 use std::sync::{Arc, Once};
@@ -20,6 +23,9 @@ pub fn load(attr: &Attr) -> Result<i64, Errno> {
     let data = user::read(a.btf, a.btf_size as usize)?;
     if !btf::is_sound(&data) {
         return Err(Errno::INVAL);
+    }
+    if let Some(types) = Btf::parse(&data) {
+        find::check_structs(&types).map_err(fields::errno)?;
     }
     let fd = sealed::create("bpftime-btf", &data)?;
     let memfd = fds::hidden(&fd)?;

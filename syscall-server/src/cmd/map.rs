@@ -1,10 +1,13 @@
 //! Map commands.
 
 use super::{Attr, ENOTSUPP, check_name, held, storage};
+use crate::btf::fields;
 use crate::btf::parse::Btf;
 use crate::object::{self, Events, MapObject, Object};
 use crate::{broker, fds, user, wait};
 use bpftime_abi::attr::{MapCreate, MapElem, OneFd};
+use bpftime_abi::field::Fields;
+use bpftime_abi::field::find::{self, Types as _};
 use bpftime_abi::map_type::*;
 use bpftime_agent::run::MapHandle;
 use bpftime_shm::map::InnerDef;
@@ -54,10 +57,11 @@ pub fn create(attr: &Attr) -> Result<i64, Errno> {
             BPF_MAP_TYPE_ARRAY_OF_MAPS | BPF_MAP_TYPE_HASH_OF_MAPS => held::template(a.inner_map_fd)?,
             _ => InnerDef::default(),
         },
+        fields: Fields::default(),
     };
     bpftime_shm::map::table::check(&def)?;
     if a.btf_key_type_id != 0 || a.btf_value_type_id != 0 {
-        def.btf_id = check_btf(&a)?;
+        (def.btf_id, def.fields) = check_btf(&a)?;
     }
     let (memfd, map) = Map::create(&def, possible_cpus())?;
     map.set_owner(broker::TOOL_OWNER);
@@ -81,7 +85,7 @@ pub fn create(attr: &Attr) -> Result<i64, Errno> {
         held: Mutex::default(),
         prog_type: OnceLock::new(),
     });
-    if map.handle.map.ringbuf().is_some() {
+    if map.events.is_some() {
         wait::register(wait::Ring::Map(Arc::downgrade(&map)));
     }
     object::insert(&fd, Object::Map(map))?;
@@ -89,20 +93,30 @@ pub fn create(attr: &Attr) -> Result<i64, Errno> {
 }
 
 /// The types must be as long as keys and values. The kernel refuses BTF for maps whose type has no use for it with
-/// ENOTSUPP; libbpf and bcc then go without. The id of the BTF.
-fn check_btf(a: &MapCreate) -> Result<u32, Errno> {
+/// ENOTSUPP; libbpf and bcc then go without. The id of the BTF, and what of a value is no data.
+fn check_btf(a: &MapCreate) -> Result<(u32, Fields), Errno> {
     let object = object::btf(a.btf_fd).map_err(|_| Errno::BADF)?;
     let btf = Btf::parse(&object.data).ok_or(Errno::INVAL)?;
     let fits = |id: u32, len: u32| id != 0 && btf.size_of(id) == Some(len);
-    // A map's only value may have no key type: global data.
-    let key = a.btf_key_type_id == 0 || fits(a.btf_key_type_id, a.key_size);
+    let key = match a.btf_key_type_id {
+        // A map's only value: global data.
+        0 if a.map_type == BPF_MAP_TYPE_ARRAY => a.max_entries == 1,
+        0 => a.map_type == BPF_MAP_TYPE_BLOOM_FILTER,
+        id => fits(id, a.key_size),
+    };
     if !key || !fits(a.btf_value_type_id, a.value_size) {
         return Err(Errno::INVAL);
     }
-    match a.map_type {
-        BPF_MAP_TYPE_PERF_EVENT_ARRAY | BPF_MAP_TYPE_CGROUP_ARRAY => Err(ENOTSUPP),
-        _ => Ok(object.id),
+    if matches!(a.map_type, BPF_MAP_TYPE_PERF_EVENT_ARRAY | BPF_MAP_TYPE_CGROUP_ARRAY) {
+        return Err(ENOTSUPP);
     }
+    let fields = find::of_map(&btf, a.btf_value_type_id);
+    fields::admitted(&fields, a.map_type, a.map_flags)?;
+    // Of keys that begin with a length of prefix.
+    if a.map_type == BPF_MAP_TYPE_LPM_TRIE && !btf.is_struct(a.btf_key_type_id) {
+        return Err(Errno::INVAL);
+    }
+    Ok((object.id, fields))
 }
 
 fn elem(attr: &Attr) -> Result<(MapElem, Arc<MapObject>), Errno> {
@@ -165,7 +179,7 @@ pub fn update_one(map: &Arc<MapObject>, key: &[u8], value: &[u8], flags: u64) ->
         return store_cgroup(map, key, value, flags);
     }
     if let Some(storage) = map.handle.map.task_storage() {
-        return storage::update(storage, key, value, flags);
+        return storage::update(map, storage, key, value, flags);
     }
     map.handle.map.sys_update(key, value, flags)
 }

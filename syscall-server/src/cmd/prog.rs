@@ -171,6 +171,10 @@ fn with_ids(insns: &[Insn]) -> Vec<u8> {
 /// What the compiler may know of a map.
 fn layout(map: &Map) -> Option<MapLayout> {
     let def = map.def();
+    // What an update leaves out of a value is the map's own business.
+    if !def.fields.is_empty() {
+        return None;
+    }
     if map.hash_table().is_some() {
         let percpu = def.map_type == BPF_MAP_TYPE_PERCPU_HASH;
         let (key_size, value_size) = (def.key_size, def.value_size);

@@ -28,11 +28,18 @@ pub fn lookup(
 }
 
 /// BPF_MAP_UPDATE_ELEM.
-pub fn update(storage: &TaskStorage, key: &[u8], value: &[u8], flags: u64) -> Result<(), Errno> {
-    if flags > 2 {
+pub fn update(
+    map: &MapObject,
+    storage: &TaskStorage,
+    key: &[u8],
+    value: &[u8],
+    flags: u64,
+) -> Result<(), Errno> {
+    const BPF_F_LOCK: u64 = 4;
+    if flags & !BPF_F_LOCK > 2 {
         return Err(Errno::INVAL);
     }
-    storage.set(thread(storage, key)?.tid, value, clock::boottime(), flags)
+    map.handle.map.set_storage(thread(storage, key)?.tid, value, clock::boottime(), flags)
 }
 
 /// BPF_MAP_DELETE_ELEM.

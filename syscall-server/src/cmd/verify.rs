@@ -2,6 +2,7 @@
 
 use crate::object::MapObject;
 use bpftime_abi::attr::ProgLoad;
+use bpftime_abi::field::Fields;
 use bpftime_abi::map_type::BPF_F_RDONLY_PROG;
 use bpftime_abi::{config, helper};
 use bpftime_shm::map::InnerDef;
@@ -27,7 +28,7 @@ impl VerifyEnv for Env<'_> {
         let Some(m) = self.maps.get(named.0 as usize) else { return MapFacts::default() };
         let d = m.def();
         if map.outer().is_some() {
-            let InnerDef { map_type, key_size, value_size, max_entries, map_flags } = d.inner;
+            let InnerDef { map_type, key_size, value_size, max_entries, map_flags, .. } = d.inner;
             return MapFacts { map_type, key_size, value_size, max_entries, flags: map_flags, frozen: false };
         }
         MapFacts {
@@ -54,6 +55,12 @@ impl VerifyEnv for Env<'_> {
             std::ptr::copy_nonoverlapping(base.add(off as usize), bytes.as_mut_ptr(), len as usize);
         }
         Some(u64::from_le_bytes(bytes))
+    }
+
+    fn fields(&self, map: MapIdx) -> Fields {
+        let named = map.outer().unwrap_or(map);
+        let def = self.maps.get(named.0 as usize).map(|m| m.def());
+        def.map_or(Fields::default(), |d| if map.outer().is_some() { d.inner.fields } else { d.fields })
     }
 
     fn prog_type(&self) -> u32 {

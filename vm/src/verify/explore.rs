@@ -146,6 +146,7 @@ impl<'a> Verifier<'a> {
     pub fn run(&mut self) -> Result<(), Refusal> {
         self.all_reachable()?;
         self.may_sleep()?;
+        self.may_name_maps()?;
         for round in 1.. {
             self.walk()?;
             if !(self.outdated && self.lenient) {

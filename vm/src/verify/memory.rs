@@ -172,7 +172,8 @@ impl Verifier<'_> {
                 let limit = i64::from(self.map(map).value_size);
                 inside(span, limit, |off, size| {
                     format!("invalid access to map value, value_size={limit} off={off} size={size}")
-                })
+                })?;
+                self.spares_parts(at, map, span, usage)
             }
             Kind::MapKey(map) => {
                 if usage == Use::Write {

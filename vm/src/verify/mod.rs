@@ -9,7 +9,7 @@
 //!   "unreachable": only [`num::decide`] cuts a path.
 //! * Nothing here depends on memory that a target can write, on time (but for the budget) or on order.
 //! * `num` knows numbers, `state` what a path is, `live` what of it matters, `explore` the order of walking;
-//!   `alu`, `branch`, `memory`, `stack`, `ctx`, `helper`, `args` and `call` judge one instruction each.
+//!   `alu`, `branch`, `memory`, `field`, `stack`, `ctx`, `helper`, `args` and `call` judge one instruction each.
 //! * Privileged rules, as for root on a kernel: stack that was never written may be read (the runtime clears
 //!   it), addresses may be stored in maps and compared.
 //! * No kernel source was read for this. Wording and errno come from `BPF_PROG_LOAD` (tests/verify).
@@ -24,6 +24,7 @@ mod dynptr;
 mod error;
 mod explore;
 mod facts;
+mod field;
 mod helper;
 mod hint;
 mod live;
@@ -47,6 +48,7 @@ pub use stack_bytes::StackBytes;
 
 use crate::isa::MapIdx;
 use crate::program::Program;
+use bpftime_abi::field::Fields;
 
 /// What the verifier must know of a map.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -72,6 +74,10 @@ pub trait VerifyEnv {
     /// The little-endian number of `len` bytes at `off` in the value of a frozen array that programs cannot
     /// write either; `None` for all others.
     fn rodata(&self, map: MapIdx, off: u32, len: u32) -> Option<u64>;
+    /// What of a map's values is no data.
+    fn fields(&self, _map: MapIdx) -> Fields {
+        Fields::default()
+    }
     /// `BPF_PROG_TYPE_*`.
     fn prog_type(&self) -> u32;
     /// Whether the licence is compatible with the GPL.

@@ -76,7 +76,9 @@ fn as_called(helper: Func) -> BpfFn {
 
 /// What generated code may know of `map`.
 pub fn table(map: &Map) -> HashTable {
-    let (lookup, update, delete) = match (map.hash_table(), map.def().key_size) {
+    // Updates of values that are not only data are the map's own business.
+    let plain = map.hash_table().filter(|_| map.def().fields.is_empty());
+    let (lookup, update, delete) = match (plain, map.def().key_size) {
         (Some(_), 4) => (&four::LOOKUP, &four::UPDATE, &four::DELETE),
         (Some(_), 8) => (&eight::LOOKUP, &eight::UPDATE, &eight::DELETE),
         (Some(_), _) => (&any::LOOKUP, &any::UPDATE, &any::DELETE),
