@@ -2,18 +2,9 @@
 // number, so that two kernels, or the kernel and bpftime, can be compared.
 #include <linux/bpf.h>
 #include <bpf/bpf_helpers.h>
+#include "results.h"
 
 char LICENSE[] SEC("license") = "GPL";
-
-#define RESULTS 64
-#define TEXT 64
-struct result {
-	long value;
-	char text[TEXT];
-};
-struct result results[RESULTS];
-unsigned int used;
-unsigned long ns_dev, ns_ino, user_hole; // of tools/helpers.c
 
 #define ELEMENTS 24
 

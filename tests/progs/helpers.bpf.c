@@ -4,22 +4,9 @@
 #include <linux/ptrace.h>
 #include <bpf/bpf_helpers.h>
 #include <bpf/bpf_tracing.h>
+#include "results.h"
 
 char LICENSE[] SEC("license") = "GPL";
-
-#define RESULTS 64
-#define TEXT 64
-
-struct result {
-	long value;
-	char text[TEXT];
-};
-struct result results[RESULTS];
-unsigned int used;
-
-// What the tool knows of itself.
-unsigned long ns_dev, ns_ino;
-unsigned long user_text, user_hole;
 
 static __always_inline struct result *next(void)
 {

@@ -3,30 +3,15 @@
 //   every OBJECT FILE OFFSET NAME:NUMBER...     for these helpers
 //   every room OBJECT FILE OFFSET                fills the user ring buffer, and waits until a program has drained it
 //   every refused NUMBER...                     what loading programs that call these says: NUMBER TYPE ERRNO REASON
+#include "bss.h"
 #include <bpf/bpf.h>
-#include <bpf/btf.h>
-#include <bpf/libbpf.h>
 #include <errno.h>
 #include <poll.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <sys/mman.h>
 #include <sys/stat.h>
 
 struct result { long ran, value, more; };
 
 static int quiet(enum libbpf_print_level level, const char *fmt, va_list args) { return level == LIBBPF_WARN ? vfprintf(stderr, fmt, args) : 0; }
-
-static long variable(struct bpf_object *obj, const char *name) {
-  const struct btf *btf = bpf_object__btf(obj);
-  const struct btf_type *sec = btf__type_by_id(btf, btf__find_by_name_kind(btf, ".bss", BTF_KIND_DATASEC));
-  struct btf_var_secinfo *var = btf_var_secinfos(sec);
-  for (int i = 0; i < btf_vlen(sec); i++, var++)
-    if (!strcmp(btf__name_by_offset(btf, btf__type_by_id(btf, var->type)->name_off), name)) return var->offset;
-  fprintf(stderr, "%s is not in .bss\n", name);
-  exit(1);
-}
 
 static int samples;
 static void on_sample(void *ctx, int cpu, void *data, __u32 size) { (void)ctx, (void)cpu, (void)size, samples += *(long *)data == 77; }
@@ -119,10 +104,7 @@ int main(int argc, char **argv) {
     if (!(prog = program_of(obj, argv[i]))) return fprintf(stderr, "no program for %s\n", argv[i]), 1;
     else bpf_program__set_autoload(prog, true);
   if (bpf_object__load(obj)) return fprintf(stderr, "load: %s\n", strerror(errno)), 1;
-  size_t size;
-  bpf_map__initial_value(bpf_object__find_map_by_name(obj, ".bss"), &size);
-  char *bss = mmap(0, (size + 4095) & ~4095ul, PROT_READ | PROT_WRITE, MAP_SHARED, bpf_object__find_map_fd_by_name(obj, ".bss"), 0);
-  if (bss == MAP_FAILED) return perror("mmap"), 1;
+  char *bss = variables(obj);
   struct stat ns;
   stat("/proc/self/ns/pid", &ns);
   *(unsigned long *)(bss + variable(obj, "ns_dev")) = ns.st_dev;

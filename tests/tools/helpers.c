@@ -3,9 +3,8 @@
 // With --wait, lives until its input ends; with --pipe, copies what it finds in trace_pipe to its output;
 // with --ring, prints the numbers in the ring buffer.
 #define _GNU_SOURCE
+#include "bss.h"
 #include <bpf/bpf.h>
-#include <bpf/btf.h>
-#include <bpf/libbpf.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
@@ -84,17 +83,6 @@ static void call(const char *name) {
   else printf("%s jumped\n", name);
 }
 
-// Offset of a variable of .bss.
-static long variable(struct bpf_object *obj, const char *name) {
-  const struct btf *btf = bpf_object__btf(obj);
-  const struct btf_type *sec = btf__type_by_id(btf, btf__find_by_name_kind(btf, ".bss", BTF_KIND_DATASEC));
-  struct btf_var_secinfo *var = btf_var_secinfos(sec);
-  for (int i = 0; i < btf_vlen(sec); i++, var++)
-    if (!strcmp(btf__name_by_offset(btf, btf__type_by_id(btf, var->type)->name_off), name)) return var->offset;
-  fprintf(stderr, "%s is not in .bss\n", name);
-  exit(1);
-}
-
 int main(int argc, char **argv) {
   int wait = argc > 1 && !strcmp(argv[1], "--wait"), pipe = argc > 1 && !strcmp(argv[1], "--pipe");
   int ring = argc > 1 && !strcmp(argv[1], "--ring");
@@ -106,11 +94,7 @@ int main(int argc, char **argv) {
   libbpf_set_print(quiet);
   struct bpf_object *obj = bpf_object__open_file(argv[1], 0);
   if (!obj || bpf_object__load(obj)) return fprintf(stderr, "load: %s\n", strerror(errno)), 1;
-  struct bpf_map *map = bpf_object__find_map_by_name(obj, ".bss");
-  size_t size;
-  bpf_map__initial_value(map, &size);
-  char *bss = mmap(0, (size + 4095) & ~4095ul, PROT_READ | PROT_WRITE, MAP_SHARED, bpf_map__fd(map), 0);
-  if (bss == MAP_FAILED) return perror("mmap"), 1;
+  char *bss = variables(obj);
   struct stat ns;
   stat("/proc/self/ns/pid", &ns);
 #define VAR(type, name) (*(type *)(bss + variable(obj, name)))

@@ -1,23 +1,9 @@
 // Loads progs/stacks.bpf.c, attaches it to a function and for each line of input prints what it saw: the two innermost
 // frames of each stack, as status, build id and offset, and the other answers.
 //   stacks OBJECT FILE OFFSET
+#include "bss.h"
 #include <bpf/bpf.h>
-#include <bpf/btf.h>
-#include <bpf/libbpf.h>
 #include <errno.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <sys/mman.h>
-
-static long variable(struct bpf_object *obj, const char *name) {
-  const struct btf *btf = bpf_object__btf(obj);
-  const struct btf_type *sec = btf__type_by_id(btf, btf__find_by_name_kind(btf, ".bss", BTF_KIND_DATASEC));
-  struct btf_var_secinfo *var = btf_var_secinfos(sec);
-  for (int i = 0; i < btf_vlen(sec); i++, var++)
-    if (!strcmp(btf__name_by_offset(btf, btf__type_by_id(btf, var->type)->name_off), name)) return var->offset;
-  exit(1);
-}
 
 static void show(const char *what, const struct bpf_stack_build_id *frames, int n) {
   for (int f = 0; f < n; f++) {
@@ -34,8 +20,7 @@ int main(int argc, char **argv) {
   if (!obj || bpf_object__load(obj)) return fprintf(stderr, "load: %s\n", strerror(errno)), 1;
   struct bpf_program *prog = bpf_object__find_program_by_name(obj, "stack");
   if (!bpf_program__attach_uprobe(prog, false, -1, argv[2], strtoull(argv[3], 0, 0))) return fprintf(stderr, "attach: %s\n", strerror(errno)), 1;
-  char *bss = mmap(0, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, bpf_object__find_map_fd_by_name(obj, ".bss"), 0);
-  if (bss == MAP_FAILED) return perror("mmap"), 1;
+  char *bss = variables(obj);
   int stacks = bpf_object__find_map_fd_by_name(obj, "stacks");
   puts("READY");
   while (getchar() == '\n') {
