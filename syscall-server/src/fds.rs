@@ -22,10 +22,11 @@ pub fn identity(fd: BorrowedFd) -> Result<FileId, Errno> {
     Ok((st.st_dev, st.st_ino))
 }
 
-/// A pair of connected descriptors: the tool waits on the first and its closing is seen at the second.
+/// A pair of connected descriptors: the tool waits on the first and its closing is seen at the second. There is nothing to
+/// read, which a tool that tries is told at once.
 pub fn event_pair() -> Result<(OwnedFd, OwnedFd), Errno> {
-    let (tool, ours) =
-        rustix::net::socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let (tool, ours) = rustix::net::socketpair(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
     let ours = hidden(&ours)?;
     Ok((tool, ours))
 }

@@ -174,6 +174,20 @@ fn a_tool_that_comes_later_sees_generated_code_too() {
     }
 }
 
+/// The answers are the kernel's, which tells of everybody's programs: not asked here, since other tests may have some.
+#[test]
+fn the_programs_of_an_event_are_told_as_by_the_kernel() {
+    let expected = "none 0 count 0 ids 00\none 0 count 1 ids 10\nby the other event 0 count 1 ids 10\n\
+                    two 0 count 2 ids 11\ntwo without room 0 count 2 ids 00\n\
+                    two with room for one 28 count 2 ids 10\ntoo much room 7 count -1 ids 00\n\
+                    a clock 22 count -1 ids 00\nwild 14\nmodify 22\n";
+    let s = Scratch::new();
+    let exe = s.compile("tools/events.c", "events", &["-w"]);
+    let mut cmd = s.tool(&exe);
+    cmd.arg("query");
+    assert_eq!(Running::start(cmd).finish(LIMIT).stdout, expected);
+}
+
 /// Forks, new programs and ends of `sh -c 'true; /bin/true & wait; exit 3'` under this script.
 const TASKS: &str = r#"
 interval:ms:50 { printf("READY\n"); }

@@ -4,6 +4,7 @@
 //   events tick NS             CPU_CLOCK by period on CPU 0 only; on SIGTERM: TICKS n PID p
 //   events errno               what perf_event_open and its ioctls answer, one result per line
 //   events counted             what they answer for events that only the kernel sees
+//   events query               what PERF_EVENT_IOC_QUERY_BPF answers
 #define _GNU_SOURCE
 #include <errno.h>
 #include <linux/bpf.h>
@@ -129,6 +130,50 @@ static void counted(void) {
   }
 }
 
+static int tracepoint(void) {
+  FILE *f = fopen("/sys/kernel/tracing/events/raw_syscalls/sys_exit/id", "r");
+  struct perf_event_attr a;
+  memset(&a, 0, sizeof a);
+  int id = 0;
+  if (!f || fscanf(f, "%d", &id) != 1) die("id");
+  fclose(f);
+  a.size = sizeof a, a.type = PERF_TYPE_TRACEPOINT, a.config = id, a.sample_period = 1;
+  int fd = syscall(SYS_perf_event_open, &a, -1, 0, -1, PERF_FLAG_FD_CLOEXEC);
+  if (fd < 0) die("perf_event_open");
+  return fd;
+}
+
+static void ask(const char *name, int fd, unsigned room) {
+  uint32_t b[70];
+  memset(b, 0xff, sizeof b);
+  b[0] = room;
+  int e = ioctl(fd, PERF_EVENT_IOC_QUERY_BPF, b) < 0 ? errno : 0;
+  printf("%s %d count %d ids %d%d\n", name, e, (int)b[1], b[2] != ~0u && b[2] != 0, b[3] != ~0u && b[3] != 0);
+}
+
+static void query(void) {
+  struct bpf_insn p[] = {I(0xb7, 0, 0, 0, 0), I(0x95, 0, 0, 0, 0)};
+  union bpf_attr l;
+  memset(&l, 0, sizeof l);
+  l.prog_type = BPF_PROG_TYPE_TRACEPOINT, l.insns = (uint64_t)p, l.insn_cnt = 2, l.license = (uint64_t)"GPL";
+  int one = tracepoint(), two = tracepoint(), clock = clock_event(1000000000, 0, -1, 0);
+  ask("none", one, 4);
+  ioctl(one, PERF_EVENT_IOC_SET_BPF, bpf(BPF_PROG_LOAD, &l));
+  ask("one", one, 4);
+  ask("by the other event", two, 4);
+  ioctl(two, PERF_EVENT_IOC_SET_BPF, bpf(BPF_PROG_LOAD, &l));
+  ask("two", one, 4);
+  ask("two without room", one, 0);
+  ask("two with room for one", one, 1);
+  ask("too much room", one, 65);
+  ask("a clock", clock, 4);
+  printf("wild %d\n", ioctl(one, PERF_EVENT_IOC_QUERY_BPF, 8) < 0 ? errno : 0);
+  struct perf_event_attr a;
+  memset(&a, 0, sizeof a);
+  a.size = sizeof a, a.type = PERF_TYPE_SOFTWARE, a.sample_period = 1;
+  printf("modify %d\n", ioctl(clock, PERF_EVENT_IOC_MODIFY_ATTRIBUTES, &a) < 0 ? errno : 0);
+}
+
 static void errnos(void) {
   struct { const char *name; int type; uint64_t config, value; int freq, cpu; } t[] = {
       {"cycles", PERF_TYPE_HARDWARE, PERF_COUNT_HW_CPU_CYCLES, 1000000, 0, 0},
@@ -158,6 +203,7 @@ int main(int argc, char **argv) {
   const char *what = argc > 1 ? argv[1] : "";
   if (!strcmp(what, "errno")) return errnos(), 0;
   if (!strcmp(what, "counted")) return counted(), 0;
+  if (!strcmp(what, "query")) return query(), 0;
   int map = map_create(), prog = load(map);
   if (argc > 3 && !strcmp(what, "sample")) {
     int pid = atoi(argv[3]);

@@ -7,6 +7,7 @@ pub mod function;
 pub mod kprobe;
 pub mod mmap;
 mod open;
+mod query;
 mod timer;
 pub mod tracepoint;
 pub mod unfit;
@@ -43,6 +44,9 @@ fn event_ioctl(event: &Arc<PerfObject>, request: u64, arg: usize) -> Result<i64,
         perf::IOC_PERIOD => clock::set_period(event, user::read_value(arg as u64)?),
         perf::IOC_REFRESH => clock::refresh(event),
         perf::IOC_RESET | perf::IOC_SET_OUTPUT => Ok(()),
+        perf::IOC_QUERY_BPF => query::query(event, arg as u64),
+        // Watchpoints can be moved in the kernel, no other event; here they stay.
+        perf::IOC_MODIFY_ATTRIBUTES => Err(Errno::INVAL),
         _ => Err(Errno::NOTTY),
     };
     tracing::debug!(event = event.id, request, result = ?r, "ioctl");
