@@ -95,7 +95,7 @@ impl Entry {
         }
     }
 
-    /// Whether a helper of the program reads the registers, without being given them.
+    /// Whether a helper of the program reads the registers where the context is something else.
     pub(crate) fn reads_registers(&self) -> bool {
         self.program.reads_registers()
     }
@@ -183,6 +183,10 @@ impl List {
     pub(crate) const LONG_WAY: u32 = 2;
 
     pub(crate) fn of(entries: &[Entry]) -> Self {
+        const KNOWN: u32 = SLOTLESS | VECTOR | ONE_PROCESS;
+        if entries.iter().any(|e| e.traits & !KNOWN != 0) {
+            return Self::long_way();
+        }
         let Range { start: first, end } = entries.as_ptr_range();
         let registers = entries.iter().any(|e| e.program.looks_at_context());
         let run = match entries {

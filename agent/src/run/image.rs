@@ -36,6 +36,7 @@ pub struct Program {
     /// Nothing outside of it is named: no map, no helper.
     local: bool,
     reads_registers: bool,
+    reads_registers_for_context: bool,
     may_replace: bool,
     asks_for_build_ids: bool,
     /// The maps its code points into.
@@ -53,6 +54,9 @@ unsafe impl Sync for Program {}
 const READ_REGISTERS: [u32; 2] = [141, 175];
 /// Helpers whose flags may ask for build ids: get_stack, get_task_stack.
 const READ_STACKS: [u32; 2] = [67, 141];
+/// Helpers that read them whatever the context is that they are given: get_stackid, get_stack; and tail_call, whose target
+/// may do any of this.
+const READ_REGISTERS_FOR_CONTEXT: [u32; 3] = [27, 67, 12];
 /// Helper override_return.
 const OVERRIDE_RETURN: u32 = 58;
 
@@ -90,15 +94,10 @@ impl Program {
         let needs = image.needs();
         let mut symbols = image.relocs().map(|r| r.symbol);
         let local = !needs.calls && symbols.all(|s| s == Symbol::Code);
-        let mut symbols = image.relocs().map(|r| r.symbol);
-        let reads_registers =
-            symbols.any(|s| matches!(s, Symbol::Helper(id) if READ_REGISTERS.contains(&id)));
-        let mut symbols = image.relocs().map(|r| r.symbol);
-        let may_replace = symbols.any(|s| s == Symbol::Helper(OVERRIDE_RETURN));
-        let mut symbols = image.relocs().map(|r| r.symbol);
-        let asks_for_build_ids = symbols
-            .any(|s| matches!(s, Symbol::Helper(id) if READ_STACKS.contains(&id)))
-            || maps.iter().any(|m| m.map.def().map_flags & BPF_F_STACK_BUILD_ID != 0);
+        let names =
+            |ids: &[u32]| image.relocs().any(|r| matches!(r.symbol, Symbol::Helper(id) if ids.contains(&id)));
+        let asks_for_build_ids =
+            names(&READ_STACKS) || maps.iter().any(|m| m.map.def().map_flags & BPF_F_STACK_BUILD_ID != 0);
         let entry = image.entry_offset();
         let program = Self {
             base: base.cast(),
@@ -106,8 +105,9 @@ impl Program {
             entry,
             needs,
             local,
-            reads_registers,
-            may_replace,
+            reads_registers: names(&READ_REGISTERS),
+            reads_registers_for_context: names(&READ_REGISTERS_FOR_CONTEXT),
+            may_replace: names(&[OVERRIDE_RETURN]),
             asks_for_build_ids,
             maps,
             task: None,
@@ -137,9 +137,9 @@ impl Program {
         self.local
     }
 
-    /// Whether a helper of the program reads the registers of the event without being given the context.
+    /// Whether a helper of the program reads the registers of the event where the context is something else.
     pub fn reads_registers(&self) -> bool {
-        self.reads_registers
+        self.reads_registers || self.reads_registers_for_context
     }
 
     /// Whether the program, or a helper for it, may read the context.

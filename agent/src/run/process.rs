@@ -12,8 +12,8 @@ use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, Ordering};
 #[repr(C)]
 pub(crate) struct Ids {
     pid: AtomicU32,
-    /// The pid once more, while the assembly of the probe path may run programs: in a process that has a control
-    /// thread, and nobody asked for the long way. Else 0.
+    /// The pid once more where the assembly of the probe path may run programs: in a process that has a control thread.
+    /// Else 0.
     pub(crate) usual: AtomicU32,
 }
 
@@ -29,9 +29,6 @@ fn page() -> Option<&'static Ids> {
     // SAFETY: the page of `init`, which is never unmapped, or a static.
     (page != &raw const NO_PAGE).then(|| unsafe { &*page })
 }
-
-/// See [`take_the_long_way`].
-static LONG_WAY: AtomicBool = AtomicBool::new(false);
 
 /// Maps the page. Call once, before the first probe can run.
 pub fn init() -> Result<(), rustix::io::Errno> {
@@ -53,23 +50,10 @@ pub fn init() -> Result<(), rustix::io::Errno> {
 pub fn refresh() {
     if let Some(ids) = page() {
         ORPHAN.store(false, Ordering::Relaxed);
-        ids.pid.store(sys::getpid() as u32, Ordering::Relaxed);
-        set_usual(ids);
+        let pid = sys::getpid() as u32;
+        ids.pid.store(pid, Ordering::Relaxed);
+        ids.usual.store(pid, Ordering::Relaxed);
     }
-}
-
-/// Makes every run of this process pass `enter::run_event`, for whoever has to see each; costs some 20 ns per hit, and
-/// nothing while it is off.
-pub fn take_the_long_way(on: bool) {
-    LONG_WAY.store(on, Ordering::Relaxed);
-    if let Some(ids) = page() {
-        set_usual(ids);
-    }
-}
-
-fn set_usual(ids: &Ids) {
-    let long = LONG_WAY.load(Ordering::Relaxed) || is_orphan();
-    ids.usual.store(if long { 0 } else { ids.pid.load(Ordering::Relaxed) }, Ordering::Relaxed);
 }
 
 /// This process was forked by a bare system call: it has its parent's probes and no control thread of its own, so

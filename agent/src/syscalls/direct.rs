@@ -86,6 +86,7 @@ fn of_records(entries: &[Entry]) -> List {
         return List::default();
     }
     let mut list = List::of(entries);
-    list.needs = if entries.is_empty() { Call::NOTHING } else { 0 };
+    // The context is no register file.
+    list.needs = list.needs & !List::REGISTERS | if entries.is_empty() { Call::NOTHING } else { 0 };
     list
 }

@@ -213,6 +213,11 @@ fn in_function(entry: &Entry, who: &Who, regs: &PtRegs, side: Side) {
     run_event(entry, who, &Hit::event(&raw const function as u64, regs));
 }
 
+/// Whether the assembly reports calls by itself, where it can.
+pub fn is_direct() -> bool {
+    !direct::CALLS.load(Ordering::Relaxed).is_null()
+}
+
 /// The calling thread goes on with the program now.
 pub fn arrive() {
     if let Some(block) = ThreadBlock::existing() {
