@@ -42,5 +42,7 @@ pub use image::{CpuFeatures, Image, ImageError, ImageRef, LinkError, Resolve};
 pub use interp::{Host, Trap};
 pub use isa::{Insn, MapIdx};
 #[cfg(feature = "jit")]
-pub use jit::{ArrayLayout, CompileError, HashLayout, MapLayout, Options, compile};
+pub use jit::{
+    ArrayLayout, CompileError, HashLayout, MapLayout, ObjectCode, Options, compile, compile_object,
+};
 pub use program::{Func, Program, StackUse};

@@ -162,15 +162,16 @@ unsafe extern "C" fn lookup(map: u64, key: u64, _: u64, _: u64, _: u64, _: *mut 
     let key = unsafe { std::ptr::with_exposed_provenance::<u32>(key as usize).read() };
     // SAFETY: one thread, and the program keeps no reference across this call that Rust knows of.
     let maps = unsafe { &mut *MAPS.0.get() };
+    // In native_map.c's order.
     let value = match map {
-        1 => find(&mut maps.hash, key),
         2 => maps.array.get_mut(key as usize),
-        _ => None,
+        _ => find(&mut maps.hash, key),
     };
     value.map_or(0, |value| (value as *mut u64).expose_provenance() as u64)
 }
 
 /// Finds a key or makes an element for it, with linear probing.
+#[inline(never)]
 fn find(table: &mut [(u64, u64); SLOTS], key: u32) -> Option<&mut u64> {
     let wanted = u64::from(key) + 1;
     let mut at = (key.wrapping_mul(0x9e37_79b1) >> 23) as usize;

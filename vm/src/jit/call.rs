@@ -29,12 +29,14 @@ pub(super) fn signature(isa: &dyn TargetIsa) -> Signature {
 pub(super) struct Symbols {
     pub(super) signature: SigRef,
     funcs: HashMap<UserExternalName, FuncRef>,
+    /// Tables of constants that the function reads.
+    pub(super) tables: Vec<Vec<u8>>,
 }
 
 impl Symbols {
     pub(super) fn new(b: &mut FunctionBuilder<'_>, isa: &dyn TargetIsa) -> Symbols {
         let signature = b.import_signature(signature(isa));
-        Symbols { signature, funcs: HashMap::new() }
+        Symbols { signature, funcs: HashMap::new(), tables: vec![] }
     }
 
     fn func(&mut self, b: &mut FunctionBuilder<'_>, space: Space, index: u32) -> FuncRef {
@@ -71,6 +73,17 @@ impl Translator<'_, '_> {
         let name = self.b.func.declare_imported_user_function(space.name(index));
         let (name, offset) = (ExternalName::user(name), i64::from(off).into());
         let global = GlobalValueData::Symbol { name, offset, colocated: false, tls: false };
+        let global = self.b.create_global_value(global);
+        self.b.ins().symbol_value(I64, global)
+    }
+
+    /// The address of a table of constants, which is in the image.
+    pub(super) fn table_address(&mut self, table: Vec<u8>) -> Value {
+        let index = self.symbols.tables.len() as u32;
+        self.symbols.tables.push(table);
+        let name = self.b.func.declare_imported_user_function(Space::Table.name(index));
+        let (name, offset) = (ExternalName::user(name), 0.into());
+        let global = GlobalValueData::Symbol { name, offset, colocated: true, tls: false };
         let global = self.b.create_global_value(global);
         self.b.ins().symbol_value(I64, global)
     }

@@ -1,8 +1,9 @@
-//! Jumps, branches, and what is made of branches that only choose.
+//! Jumps and branches.
 
+use super::select::Fork;
 use super::translate::Translator;
-use crate::isa::{Cond, Op, Operand, Reg, Width};
-use crate::opt::hammock::is_hammock;
+use crate::isa::{Cond, Operand, Reg, Width};
+use crate::opt::hammock;
 use crate::opt::tree::Tree;
 use cranelift_codegen::ir::condcodes::{CondCode, IntCC};
 use cranelift_codegen::ir::{Block, InstBuilder, Value};
@@ -17,11 +18,12 @@ impl Translator<'_, '_> {
     }
 
     pub(super) fn jump(&mut self, at: usize, target: usize) {
-        if target <= at {
-            self.burn();
-        }
         let block = self.block(target);
-        self.b.ins().jump(block, &[]);
+        if target <= at {
+            self.burn_and_jump(block);
+        } else {
+            self.b.ins().jump(block, &[]);
+        }
         self.closed = true;
     }
 
@@ -52,10 +54,9 @@ impl Translator<'_, '_> {
             return at + 1;
         }
         let (lhs, rhs) = (self.reg(width, dst), self.operand(width, src));
-        if is_hammock(self.program, at, target) {
-            let holds = self.holds(cond, lhs, rhs);
-            self.hammock(holds, at + 1, target);
-            return target;
+        let fork = Fork { at, cond, width, src, lhs, rhs, target };
+        if let Some(next) = self.select(&fork).or_else(|| self.thread(&fork)) {
+            return next;
         }
         let (taken, next) = (self.block(target), self.block(at + 1));
         if target <= at {
@@ -68,28 +69,34 @@ impl Translator<'_, '_> {
         at + 1
     }
 
+    /// Translates a branch whose condition is asked again soon: each way goes on behind the second question at once. The
+    /// slot to go on at, which others may jump to.
+    fn thread(&mut self, fork: &Fork) -> Option<usize> {
+        let again = hammock::asks_again(self.program, fork.at, fork.target)?;
+        // The end of a counted loop is not an ordinary question.
+        if self.strip.as_ref().is_some_and(|strip| again >= strip.counted.test) {
+            return None;
+        }
+        let target = self.program.ops()[again].target()?;
+        let (if_so, if_not) = (self.b.create_block(), self.b.create_block());
+        let holds = self.holds(fork.cond, fork.lhs, fork.rhs);
+        self.b.ins().brif(holds, if_so, &[], if_not, &[]);
+        for (block, start, target) in [(if_so, fork.target, target), (if_not, fork.at + 1, again + 1)] {
+            self.b.switch_to_block(block);
+            for at in start..again {
+                self.op(at, self.program.ops()[at]);
+            }
+            self.at = again;
+            self.jump(again, target);
+        }
+        Some(fork.target)
+    }
+
     /// Nonzero when the condition holds.
     pub(super) fn holds(&mut self, cond: Cond, lhs: Value, rhs: Value) -> Value {
         match int_cc(cond) {
             Some(cc) => self.b.ins().icmp(cc, lhs, rhs),
             None => self.b.ins().band(lhs, rhs),
-        }
-    }
-
-    /// Computes what the branch may skip, and keeps the old values if it does.
-    fn hammock(&mut self, skips: Value, start: usize, end: usize) {
-        let ops: Vec<(usize, Op)> = (start..end).map(|at| (at, self.program.ops()[at])).collect();
-        let mut written: Vec<Reg> = ops.iter().filter_map(|(_, op)| op.written()).collect();
-        written.sort_unstable();
-        written.dedup();
-        let old: Vec<Value> = written.iter().map(|reg| self.get(*reg)).collect();
-        for (at, op) in ops {
-            self.op(at, op);
-        }
-        for (reg, old) in written.into_iter().zip(old) {
-            let new = self.get(reg);
-            let value = self.b.ins().select(skips, old, new);
-            self.set(reg, value);
         }
     }
 
@@ -100,8 +107,7 @@ impl Translator<'_, '_> {
         let edge = self.b.create_block();
         self.b.ins().brif(fails, next, &[], edge, &[]);
         self.b.switch_to_block(edge);
-        self.burn();
-        self.b.ins().jump(taken, &[]);
+        self.burn_and_jump(taken);
     }
 
     /// Nonzero when the condition does not hold.
@@ -120,19 +126,17 @@ impl Translator<'_, '_> {
         if self.tabled.contains(&at) {
             return false;
         }
-        let Some(tree) = Tree::at(self.program, at) else { return false };
+        let test = self.strip.as_ref().map(|strip| strip.counted.test);
+        let Some(tree) = Tree::at(self.program, at, test) else { return false };
         self.tabled.extend(tree.branches.iter().copied());
-        if !super::table::is_dense(&tree) {
-            return false;
-        }
-        self.jump_table(&tree);
-        self.closed = true;
-        true
+        let made = self.value_table(&tree, test) || self.jump_table(&tree);
+        self.closed |= made;
+        made
     }
 }
 
 /// `None` for `Set`, which is no comparison.
-fn int_cc(cond: Cond) -> Option<IntCC> {
+pub(super) fn int_cc(cond: Cond) -> Option<IntCC> {
     Some(match cond {
         Cond::Eq => IntCC::Equal,
         Cond::Ne => IntCC::NotEqual,

@@ -12,6 +12,7 @@ use cranelift_codegen::ir::types::I64;
 use cranelift_codegen::ir::{Block, StackSlot};
 use cranelift_frontend::{FunctionBuilder, Variable};
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::rc::Rc;
 
 /// The analyses of a whole program, by function.
@@ -21,6 +22,8 @@ pub(super) struct Known<'a> {
     pub(super) values: Vec<Rc<Values>>,
     pub(super) cells: Vec<Cells>,
     pub(super) loops: Vec<Rc<Vec<Counted>>>,
+    /// From the target of each jump back to the jump.
+    ranges: Vec<Rc<Vec<Range<usize>>>>,
     /// Whether a function is translated into its callers, and nowhere else.
     pub(super) inlined: Vec<bool>,
 }
@@ -31,7 +34,8 @@ impl Known<'_> {
         let cells = program.funcs().iter().zip(&values);
         let cells = cells.map(|(func, values)| Cells::of(program, env, *func, values)).collect();
         let loops = program.funcs().iter().map(|func| Rc::new(loops::find(program, *func))).collect();
-        Known { program, env, values, cells, loops, inlined: inline::decide(program) }
+        let ranges = program.funcs().iter().map(|func| Rc::new(loops::ranges(program, *func))).collect();
+        Known { program, env, values, cells, loops, ranges, inlined: inline::decide(program) }
     }
 
     /// Whether a function takes fuel itself. What is inlined into it is called by it.
@@ -54,6 +58,8 @@ pub(super) struct Frame {
     pub(super) cells: Cells,
     pub(super) values: Rc<Values>,
     pub(super) loops: Rc<Vec<Counted>>,
+    /// All loops, as they lie.
+    pub(super) ranges: Rc<Vec<Range<usize>>>,
     /// The rest of the stack.
     pub(super) stack: Option<StackSlot>,
     /// Block that begins at each slot of the function, if one does.
@@ -73,6 +79,7 @@ impl Frame {
             cells,
             values: known.values[index].clone(),
             loops: known.loops[index].clone(),
+            ranges: known.ranges[index].clone(),
             stack: None,
             blocks: leaders(known.program, func, b),
             done: None,

@@ -10,16 +10,28 @@ impl Translator<'_, '_> {
     /// Takes one unit of fuel; leaves the function when there was none. Looks at the fuel before, not after:
     /// that way nothing but the test and the branch comes before the jump.
     pub(super) fn burn(&mut self) {
-        // The fast copy of a loop has paid for its back-edges, the only ones in it.
-        if self.fast.is_some() {
-            return;
-        }
         let Some(fuel) = self.fuel else { return };
         let old = self.b.use_var(fuel);
         let none = self.b.ins().icmp_imm_s(IntCC::SignedLessThanOrEqual, old, 0);
         self.leave_if(none, self.exhausted);
         let left = self.b.ins().iadd_imm_s(old, -1);
         self.b.def_var(fuel, left);
+    }
+
+    /// Takes one unit of fuel and jumps back; leaves the function when there was none. One conditional jump does both,
+    /// and the loop ends with it. The block is finished.
+    pub(super) fn burn_and_jump(&mut self, to: Block) {
+        match self.fuel {
+            Some(fuel) => {
+                let old = self.b.use_var(fuel);
+                let left = self.b.ins().iadd_imm_s(old, -1);
+                self.b.def_var(fuel, left);
+                let some = self.b.ins().icmp_imm_s(IntCC::SignedGreaterThanOrEqual, left, 0);
+                let exhausted = self.exhausted;
+                self.b.ins().brif(some, to, &[], exhausted, &[]);
+            }
+            None => _ = self.b.ins().jump(to, &[]),
+        }
     }
 
     pub(super) fn leave_if(&mut self, condition: Value, exit: Block) {

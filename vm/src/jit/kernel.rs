@@ -4,8 +4,7 @@
 
 use super::translate::Translator;
 use crate::isa::{AluOp, Operand, Reg, Size, Width};
-use crate::opt::loops::Counted;
-use crate::opt::summary::{Id, Node, Sum, Summary};
+use crate::opt::summary::{Address, Id, Node, Sum, Summary};
 use cranelift_codegen::ir::condcodes::IntCC;
 use cranelift_codegen::ir::types::{I8X16, I16X8, I32, I32X4, I64, I64X2};
 use cranelift_codegen::ir::{InstBuilder, MemFlagsData, Type, Value};
@@ -32,23 +31,27 @@ fn lane_of(width: Width) -> Size {
 }
 
 /// What is kept while the kernel runs.
-struct Kernel<'s> {
+pub(super) struct Kernel<'s> {
     summary: &'s Summary,
     /// Vectors of each array per group.
     vectors: u32,
     /// The address that each load or store of a group starts at, by the node of the address.
-    pointers: Vec<(Id, Variable)>,
+    pub(super) pointers: Vec<(Id, Variable)>,
     /// Partial results of each sum.
     partial: Vec<Vec<Variable>>,
 }
 
 impl Kernel<'_> {
+    pub(super) fn new(summary: &Summary, vectors: u32) -> Kernel<'_> {
+        Kernel { summary, vectors, pointers: vec![], partial: vec![] }
+    }
+
     fn pointer(&self, addr: Id) -> Option<Variable> {
         self.pointers.iter().find(|(id, _)| *id == addr).map(|(_, pointer)| *pointer)
     }
 
     /// Iterations per group, as a power of two.
-    fn shift(&self) -> u32 {
+    pub(super) fn shift(&self) -> u32 {
         (self.vectors * VECTOR / self.summary.size.bytes()).trailing_zeros()
     }
 }
@@ -117,16 +120,15 @@ fn is_vectorisable(summary: &Summary) -> bool {
 impl Translator<'_, '_> {
     /// Does groups of the iterations that are left, if the loop is one of those above. `back_edges` of them follow
     /// the first one.
-    pub(super) fn kernel(&mut self, counted: &Counted, back_edges: Value) {
-        let Some(summary) = Summary::of(self.program, counted) else { return };
-        if !is_vectorisable(&summary) || self.in_cells(&summary) {
+    pub(super) fn kernel(&mut self, summary: &Summary, back_edges: Value) {
+        if !is_vectorisable(summary) || self.in_cells(&summary.accesses()) {
             return;
         }
         let vectors = match summary.sums.first() {
             Some(sum) => (8 * summary.size.bytes() / lane_of(sum.width).bytes() / 2).clamp(1, 4),
             None => 2,
         };
-        let mut kernel = Kernel { summary: &summary, vectors, pointers: vec![], partial: vec![] };
+        let mut kernel = Kernel::new(summary, vectors);
         let (start, done) = (self.b.create_block(), self.b.create_block());
         let groups = self.b.ins().ushr_imm_u(back_edges, i64::from(kernel.shift()));
         self.b.ins().brif(groups, start, &[], done, &[]);
@@ -144,19 +146,13 @@ impl Translator<'_, '_> {
         self.b.switch_to_block(done);
     }
 
-    /// Whether some access of the loop goes to stack that lives in variables.
-    fn in_cells(&self, summary: &Summary) -> bool {
-        let is_fp = |reg: &Reg| *reg == Reg::FP;
-        let addresses = summary.nodes.iter().filter_map(|node| match node {
-            Node::Load { addr, .. } => Some(*addr),
-            _ => None,
-        });
-        let mut addresses = addresses.chain(summary.stores.iter().map(|store| store.0));
-        addresses.any(|addr| summary.address(addr).is_none_or(|(regs, _)| regs.iter().any(is_fp)))
+    /// Whether some access goes to stack that lives in variables, or where cannot be said.
+    pub(super) fn in_cells(&self, accesses: &[Option<Address>]) -> bool {
+        accesses.iter().any(|at| at.as_ref().is_none_or(|(regs, _)| regs.contains(&Reg::FP)))
     }
 
     /// The address of each access at the first iteration.
-    fn point(&mut self, kernel: &mut Kernel<'_>) {
+    pub(super) fn point(&mut self, kernel: &mut Kernel<'_>) {
         let summary = kernel.summary;
         let loads = summary.nodes.iter().filter_map(|node| match node {
             Node::Load { addr, .. } => Some(*addr),
@@ -266,7 +262,7 @@ impl Translator<'_, '_> {
     }
 
     /// A value of the elements of one vector, at a lane size: more than one vector when lanes are wider than elements.
-    fn lanes(&mut self, kernel: &Kernel<'_>, id: Id, lane: Size, vector: i32) -> Vec<Value> {
+    pub(super) fn lanes(&mut self, kernel: &Kernel<'_>, id: Id, lane: Size, vector: i32) -> Vec<Value> {
         let summary = kernel.summary;
         let parts = (lane.bytes() / summary.size.bytes()).max(1) as usize;
         match summary.nodes[id] {
@@ -337,7 +333,12 @@ impl Translator<'_, '_> {
             self.set_width(sum.width, sum.reg, value);
         }
         let done = self.b.ins().ishl_imm_u(groups, i64::from(kernel.shift()));
-        for counter in &kernel.summary.counters {
+        self.move_counters(kernel.summary, done);
+    }
+
+    /// Moves the counters on by this many iterations.
+    pub(super) fn move_counters(&mut self, summary: &Summary, done: Value) {
+        for counter in &summary.counters {
             let way = self.b.ins().imul_imm_s(done, counter.by);
             let old = self.get(counter.reg);
             let new = self.b.ins().iadd(old, way);

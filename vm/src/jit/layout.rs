@@ -1,7 +1,7 @@
 //! Puts compiled functions behind each other and sorts their relocations: those inside the image are
 //! resolved here, those that depend on the process become the image's.
 
-use super::{CompileError, Options, Space};
+use super::{CompileError, ObjectCode, Options, Space};
 use crate::image::{Image, Parts, Reloc, Symbol};
 use crate::isa::MapIdx;
 use crate::opt::needs;
@@ -17,13 +17,23 @@ type Names = PrimaryMap<UserExternalNameRef, UserExternalName>;
 const ALIGN: u32 = 16;
 /// Between functions: int3, so that a stray jump stops at once.
 const PADDING: u8 = 0xcc;
+/// Tables begin on a cache line of their own: code that is fetched and data that is read do not share one.
+const TABLE_ALIGN: usize = 64;
 
-/// A reference from one place of the image to a function of it, fixed once all functions are placed.
+/// What a place of the image refers to inside of it.
+#[derive(Clone, Copy, Debug)]
+enum Target {
+    Func(u32),
+    /// By index in the image.
+    Table(usize),
+}
+
+/// A reference from one place of the image to another, fixed once everything is placed.
 struct Internal {
     kind: Kind,
     /// Of the field, in the code.
     offset: u32,
-    func: u32,
+    target: Target,
     addend: i64,
     /// First slot of the function that holds it, for messages.
     insn: usize,
@@ -35,13 +45,34 @@ pub(super) struct Layout<'a> {
     /// Code offset of each function, by index.
     starts: Vec<Option<u32>>,
     internal: Vec<Internal>,
+    /// What refers to the outside by way of the global offset table, in code for object files.
+    references: Vec<Reloc>,
+    /// Constants that code reads, behind all of it.
+    tables: Vec<Vec<u8>>,
+    /// The first one of the function that was translated last.
+    first_table: usize,
 }
 
 impl Layout<'_> {
     pub(super) fn new<'a>(program: &'a Program, options: &Options<'_>) -> Layout<'a> {
         let needs = needs::of(program, options.environment());
         let parts = Parts { cpu: options.cpu, hash: program.hash(), needs, ..Parts::default() };
-        Layout { program, parts, starts: vec![None; program.funcs().len()], internal: vec![] }
+        let starts = vec![None; program.funcs().len()];
+        Layout {
+            program,
+            parts,
+            starts,
+            internal: vec![],
+            references: vec![],
+            tables: vec![],
+            first_table: 0,
+        }
+    }
+
+    /// Takes over the tables that a function reads, before the function.
+    pub(super) fn tables_of(&mut self, tables: Vec<Vec<u8>>) {
+        self.first_table = self.tables.len();
+        self.tables.extend(tables);
     }
 
     /// Appends a function's code.
@@ -78,8 +109,12 @@ impl Layout<'_> {
         };
         let (offset, addend) = (start + reloc.offset, reloc.addend + base);
         let symbol = match space {
-            Space::Func => {
-                self.internal.push(Internal { kind: reloc.kind, offset, func: index, addend, insn });
+            Space::Func | Space::Table => {
+                let target = match space {
+                    Space::Func => Target::Func(index),
+                    _ => Target::Table(self.first_table + index as usize),
+                };
+                self.internal.push(Internal { kind: reloc.kind, offset, target, addend, insn });
                 return Ok(());
             }
             Space::Helper => Symbol::Helper(index),
@@ -87,26 +122,68 @@ impl Layout<'_> {
             Space::MapValue => Symbol::MapValue(MapIdx(index)),
             Space::MapElements => Symbol::MapElements(MapIdx(index)),
         };
-        if reloc.kind != Kind::Abs8 {
-            return Err(unsupported());
+        match reloc.kind {
+            Kind::Abs8 => self.parts.relocs.push(Reloc { offset, symbol, addend }),
+            Kind::X86GOTPCRel4 => self.references.push(Reloc { offset, symbol, addend }),
+            _ => return Err(unsupported()),
         }
-        self.parts.relocs.push(Reloc { offset, symbol, addend });
         Ok(())
     }
 
-    /// Resolves what can be and builds the image.
+    /// Builds the image.
     pub(super) fn finish(mut self) -> Result<Image, CompileError> {
-        for internal in std::mem::take(&mut self.internal) {
-            self.resolve(&internal)?;
-        }
-        self.parts.entry = self.starts.first().copied().flatten().unwrap_or(0);
+        self.settle()?;
+        self.all_of_one_kind(self.references.first(), "global offset table")?;
         Ok(Image::build(self.parts)?)
     }
 
-    fn resolve(&mut self, internal: &Internal) -> Result<(), CompileError> {
-        let Internal { kind, offset, func, addend, insn } = *internal;
-        let unsupported = || CompileError::Relocation { insn, kind, target: format!("function {func}") };
-        let start = self.starts.get(func as usize).copied().flatten().ok_or_else(unsupported)?;
+    /// Builds what an object file takes.
+    pub(super) fn finish_object(mut self) -> Result<ObjectCode, CompileError> {
+        self.settle()?;
+        self.all_of_one_kind(self.parts.relocs.first(), "absolute address")?;
+        Ok(ObjectCode { code: self.parts.code, entry: self.parts.entry, references: self.references })
+    }
+
+    fn all_of_one_kind(&self, other: Option<&Reloc>, what: &str) -> Result<(), CompileError> {
+        match other {
+            Some(reloc) => {
+                let target = format!("{:?} by {what}", reloc.symbol);
+                Err(CompileError::Relocation { insn: 0, kind: Kind::Abs8, target })
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Resolves what can be.
+    fn settle(&mut self) -> Result<(), CompileError> {
+        let tables = self.place_tables();
+        for internal in std::mem::take(&mut self.internal) {
+            self.resolve(&internal, &tables)?;
+        }
+        self.parts.entry = self.starts.first().copied().flatten().unwrap_or(0);
+        Ok(())
+    }
+
+    /// Appends the tables; where each one begins.
+    fn place_tables(&mut self) -> Vec<u32> {
+        let code = &mut self.parts.code;
+        let mut place = |table: &Vec<u8>| {
+            code.resize(code.len().next_multiple_of(TABLE_ALIGN), PADDING);
+            let start = code.len() as u32;
+            code.extend_from_slice(table);
+            start
+        };
+        self.tables.iter().map(&mut place).collect()
+    }
+
+    fn resolve(&mut self, internal: &Internal, tables: &[u32]) -> Result<(), CompileError> {
+        let Internal { kind, offset, target, addend, insn } = *internal;
+        let unsupported = || CompileError::Relocation { insn, kind, target: format!("{target:?}") };
+        let start = match target {
+            Target::Func(func) => self.starts.get(func as usize).copied().flatten(),
+            Target::Table(table) => tables.get(table).copied(),
+        };
+        let start = start.ok_or_else(unsupported)?;
         let target = i64::from(start) + addend;
         match kind {
             Kind::Abs8 => self.parts.relocs.push(Reloc { offset, symbol: Symbol::Code, addend: target }),

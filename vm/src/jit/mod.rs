@@ -18,10 +18,12 @@ mod kernel;
 mod layout;
 mod loops;
 mod memory;
+mod scan;
+mod select;
 mod table;
 mod translate;
 
-use crate::image::{CpuFeatures, Image, ImageError};
+use crate::image::{CpuFeatures, Image, ImageError, Reloc};
 use crate::opt::intrinsic::Environment;
 pub use crate::opt::intrinsic::{ArrayLayout, HashLayout, MapLayout};
 use crate::program::Func;
@@ -30,7 +32,7 @@ use cranelift_codegen::control::ControlPlane;
 use cranelift_codegen::ir::{Function, UserExternalName, UserFuncName};
 use cranelift_codegen::isa::{OwnedTargetIsa, TargetIsa};
 use cranelift_codegen::settings::{self, Configurable};
-use cranelift_codegen::{Context, binemit::Reloc};
+use cranelift_codegen::{Context, binemit};
 use cranelift_frontend::FunctionBuilderContext;
 use frame::Known;
 use layout::Layout;
@@ -75,7 +77,7 @@ pub enum CompileError {
         /// First slot of the function.
         insn: usize,
         /// Cranelift's kind.
-        kind: Reloc,
+        kind: binemit::Reloc,
         /// What it refers to.
         target: String,
     },
@@ -98,6 +100,8 @@ enum Space {
     MapValue = 3,
     /// Addresses of the elements of array maps, by index.
     MapElements = 4,
+    /// Tables of constants, by index within the function that reads them.
+    Table = 5,
 }
 
 impl Space {
@@ -106,7 +110,7 @@ impl Space {
     }
 
     fn of(name: &UserExternalName) -> Option<Space> {
-        [Space::Func, Space::Helper, Space::Map, Space::MapValue, Space::MapElements]
+        [Space::Func, Space::Helper, Space::Map, Space::MapValue, Space::MapElements, Space::Table]
             .into_iter()
             .find(|space| *space as u32 == name.namespace)
     }
@@ -114,7 +118,30 @@ impl Space {
 
 /// Compiles every reachable function of a program. Only what was verified is compiled.
 pub fn compile(program: &Verified, options: &Options<'_>) -> Result<Image, CompileError> {
-    let isa = target(options)?;
+    laid_out(program, options, &*target(options, false)?)?.finish()
+}
+
+/// Position-independent code for a linker that knows nothing of images.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ObjectCode {
+    /// The functions of the program, and the constants that they read.
+    pub code: Vec<u8>,
+    /// Offset of the entry function.
+    pub entry: u32,
+    /// Fields of four bytes that lead to the entry of a symbol in the global offset table (`R_X86_64_GOTPCREL`).
+    pub references: Vec<Reloc>,
+}
+
+/// Compiles a program for an object file instead of an image.
+pub fn compile_object(program: &Verified, options: &Options<'_>) -> Result<ObjectCode, CompileError> {
+    laid_out(program, options, &*target(options, true)?)?.finish_object()
+}
+
+fn laid_out<'p>(
+    program: &'p Verified,
+    options: &Options<'_>,
+    isa: &dyn TargetIsa,
+) -> Result<Layout<'p>, CompileError> {
     let mut layout = Layout::new(program, options);
     let mut context = Context::new();
     let mut builder = FunctionBuilderContext::new();
@@ -122,12 +149,13 @@ pub fn compile(program: &Verified, options: &Options<'_>) -> Result<Image, Compi
     for (index, func) in program.funcs().iter().enumerate() {
         if program.is_reachable(func.start) && !known.inlined[index] {
             context.clear();
-            context.func = empty_function(&*isa, index as u32);
-            translate::function(&known, index, &*isa, &mut context.func, &mut builder);
-            emit(&mut context, &*isa, func, &mut layout, index)?;
+            context.func = empty_function(isa, index as u32);
+            let tables = translate::function(&known, index, isa, &mut context.func, &mut builder);
+            layout.tables_of(tables);
+            emit(&mut context, isa, func, &mut layout, index)?;
         }
     }
-    layout.finish()
+    Ok(layout)
 }
 
 fn empty_function(isa: &dyn TargetIsa, index: u32) -> Function {
@@ -166,21 +194,22 @@ fn uses_vectors(func: &Function) -> bool {
     })
 }
 
-/// Shared settings: fast code, absolute addresses, no unwind tables (nothing unwinds through a program).
+/// Shared settings: fast code, no unwind tables (nothing unwinds through a program).
 const SETTINGS: &[(&str, &str)] = &[
     ("opt_level", "speed"),
-    ("is_pic", "false"),
     ("unwind_info", "false"),
     ("enable_probestack", "false"),
     ("enable_verifier", if cfg!(debug_assertions) { "true" } else { "false" }),
 ];
 
-fn target(options: &Options<'_>) -> Result<OwnedTargetIsa, CompileError> {
+/// Images have absolute addresses filled in, objects go through the global offset table.
+fn target(options: &Options<'_>, is_pic: bool) -> Result<OwnedTargetIsa, CompileError> {
     let setup = |e: &dyn std::fmt::Display| CompileError::Setup(e.to_string());
     let mut shared = settings::builder();
     for (name, value) in SETTINGS {
         shared.set(name, value).map_err(|e| setup(&e))?;
     }
+    shared.set("is_pic", if is_pic { "true" } else { "false" }).map_err(|e| setup(&e))?;
     let mut isa =
         cranelift_codegen::isa::lookup_by_name("x86_64-unknown-linux-gnu").map_err(|e| setup(&e))?;
     for setting in options.cpu.settings() {

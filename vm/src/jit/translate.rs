@@ -3,7 +3,7 @@
 use super::bytes::Origins;
 use super::call::Symbols;
 use super::frame::{Frame, Known};
-use super::loops::Fast;
+use super::loops::Strip;
 use crate::contract::{FUEL_ABORTED, FUEL_OFFSET};
 use crate::isa::{Callee, Op, Operand, Reg, Width};
 use crate::opt::loops::Counted;
@@ -14,21 +14,23 @@ use cranelift_codegen::isa::TargetIsa;
 use cranelift_frontend::{FunctionBuilder, FunctionBuilderContext, Variable};
 use std::collections::HashSet;
 
-/// Translates the function with this index into the empty function `into`.
+/// Translates the function with this index into the empty function `into`; the tables that it reads.
 pub(super) fn function(
     known: &Known<'_>,
     index: usize,
     isa: &dyn TargetIsa,
     into: &mut Function,
     context: &mut FunctionBuilderContext,
-) {
+) -> Vec<Vec<u8>> {
     let mut translator = Translator::new(known, index, FunctionBuilder::new(into, context), isa);
     translator.entry(index);
     translator.body();
     translator.bail_blocks();
     translator.b.seal_all_blocks();
     translator.drop_dead();
+    let tables = std::mem::take(&mut translator.symbols.tables);
     translator.b.finalize(isa.frontend_config());
+    tables
 }
 
 pub(super) struct Translator<'a, 'b> {
@@ -48,8 +50,8 @@ pub(super) struct Translator<'a, 'b> {
     pub(super) stopped: Block,
     /// Branches that are part of a jump table.
     pub(super) tabled: HashSet<usize>,
-    /// The copy of a loop that is being translated without fuel checks.
-    pub(super) fast: Option<Fast>,
+    /// The counted loop that is being translated.
+    pub(super) strip: Option<Strip>,
     /// Slot of the current op.
     pub(super) at: usize,
     pub(super) origins: Origins,
@@ -67,7 +69,7 @@ impl<'a, 'b> Translator<'a, 'b> {
         let fuel = known.burns(index).then(|| b.declare_var(I64));
         let (exhausted, stopped) = (b.create_block(), b.create_block());
         let frame = Frame::new(known, index, &mut b);
-        let (program, tabled, fast, at, closed) = (known.program, HashSet::new(), None, index, false);
+        let (program, tabled, strip, at, closed) = (known.program, HashSet::new(), None, index, false);
         Translator {
             known,
             program,
@@ -79,7 +81,7 @@ impl<'a, 'b> Translator<'a, 'b> {
             exhausted,
             stopped,
             tabled,
-            fast,
+            strip,
             at,
             origins: Origins::default(),
             closed,

@@ -3,13 +3,16 @@
 //! Such a loop is a contiguous run of slots that is entered at its first one only and has one back-edge, at
 //! its end. A register, the counter, moves by a constant exactly once per iteration, before the test at the end
 //! compares it with a bound that stays the same. Compilers write most loops like that. Knowing the number, the
-//! translation takes the fuel of all iterations at once, and may do many of them together.
+//! translation takes the fuel of many iterations at once, and may do many of them together.
 
 use crate::isa::{AluOp, AtomicOp, Callee, Cond, Op, Operand, Reg, TAIL_CALL, Width};
 use crate::program::{Func, Program};
+use std::ops::Range;
 
-/// Slots of a loop that is worth translating twice, with and without fuel checks.
-const MOST: usize = 64;
+/// Slots that such a loop may have.
+const MOST: usize = 256;
+/// The highest power of two that a counter of 32 bits may move by: so that it does not come around within a strip.
+const NARROW_SHIFT: u32 = 6;
 
 /// How the test at the end compares the counter with the bound to go on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,6 +56,15 @@ pub(crate) fn find(program: &Program, func: Func) -> Vec<Counted> {
         back_edges.filter_map(|(head, back)| counted(program, func, &sources, head, back)).collect();
     found.sort_by_key(|l| l.head);
     found
+}
+
+/// The slots from the target of each jump back up to the jump.
+pub(crate) fn ranges(program: &Program, func: Func) -> Vec<Range<usize>> {
+    let back = |at: usize| {
+        let target = program.ops()[at].target().filter(|target| *target <= at)?;
+        program.is_reachable(at).then_some(target..at + 1)
+    };
+    (func.start..func.end).filter_map(back).collect()
 }
 
 /// From where jumps go to each slot: the lowest and the highest slot.
@@ -118,7 +130,8 @@ fn counted(program: &Program, func: Func, sources: &Sources, head: usize, back: 
     let [bump] = writes(counter)[..] else { return None };
     let (down, shift) = step(&ops[bump], width)?;
     let skipped = (head..bump).any(|at| ops[at].target().is_some_and(|t| t > bump && t <= back));
-    let right = fixed && !skipped && bump < test && (until == Until::Equal || !down);
+    let comes_around = width == Width::W32 && shift > NARROW_SHIFT;
+    let right = fixed && !skipped && !comes_around && bump < test && (until == Until::Equal || !down);
     right.then_some(Counted { head, test, end, counter, bump, down, shift, width, until, bound })
 }
 

@@ -15,6 +15,7 @@ pub(crate) mod inline;
 pub(crate) mod intrinsic;
 pub(crate) mod loops;
 pub(crate) mod needs;
+pub(crate) mod scan;
 pub(crate) mod summary;
 pub(crate) mod tree;
 pub(crate) mod values;

@@ -7,6 +7,8 @@ use crate::program::Program;
 
 /// Index of a node.
 pub(crate) type Id = usize;
+/// The registers whose sum an address is, and what is added.
+pub(crate) type Address = (Vec<Reg>, i64);
 
 /// An expression.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,7 +49,7 @@ pub(crate) struct Counter {
 
 /// What a register does over the iterations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Role {
+pub(super) enum Role {
     Fixed,
     Counts(Counter),
     Sums(Sum),
@@ -63,6 +65,8 @@ pub(crate) struct Summary {
     /// Address and value, in order.
     pub stores: Vec<(Id, Id)>,
     pub counters: Vec<Counter>,
+    /// The registers that stay the same.
+    fixed: Vec<Reg>,
     /// Size of all loads and stores.
     pub size: Size,
 }
@@ -71,17 +75,24 @@ impl Summary {
     /// `None` when the loop does something that cannot be done to many elements at once: branches, calls, values
     /// that depend on those of the iteration before, accesses that do not follow each other in memory.
     pub(crate) fn of(program: &Program, counted: &Counted) -> Option<Summary> {
-        let mut walk = Walk { nodes: vec![], regs: [0; Reg::COUNT], stores: vec![], size: None };
-        walk.nodes.extend((0..Reg::COUNT as u8).filter_map(Reg::new).map(Node::Init));
-        walk.regs = std::array::from_fn(|reg| reg);
+        let mut walk = Walk::new();
         for at in counted.head..counted.test {
             walk.op(&program.ops()[at])?;
         }
         walk.summary()
     }
 
-    /// The registers whose sum an address is, and what is added, if it is that simple.
-    pub(crate) fn address(&self, id: Id) -> Option<(Vec<Reg>, i64)> {
+    /// Where every load and store goes; `None` for what is not that simple.
+    pub(crate) fn accesses(&self) -> Vec<Option<Address>> {
+        let loads = self.nodes.iter().filter_map(|node| match node {
+            Node::Load { addr, .. } => Some(*addr),
+            _ => None,
+        });
+        loads.chain(self.stores.iter().map(|store| store.0)).map(|addr| self.address(addr)).collect()
+    }
+
+    /// What an address is made of, if it is that simple.
+    pub(crate) fn address(&self, id: Id) -> Option<Address> {
         match self.nodes[id] {
             Node::Init(reg) => Some((vec![reg], 0)),
             Node::Num(n) => Some((vec![], n as i64)),
@@ -107,14 +118,20 @@ impl Summary {
     }
 }
 
-struct Walk {
-    nodes: Vec<Node>,
-    regs: [Id; Reg::COUNT],
+/// One iteration as far as it has been looked at.
+pub(super) struct Walk {
+    pub(super) nodes: Vec<Node>,
+    pub(super) regs: [Id; Reg::COUNT],
     stores: Vec<(Id, Id)>,
     size: Option<Size>,
 }
 
 impl Walk {
+    pub(super) fn new() -> Walk {
+        let nodes = (0..Reg::COUNT as u8).filter_map(Reg::new).map(Node::Init).collect();
+        Walk { nodes, regs: std::array::from_fn(|reg| reg), stores: vec![], size: None }
+    }
+
     fn add(&mut self, node: Node) -> Id {
         // Equal expressions are one node; loops are short.
         self.nodes.iter().position(|old| *old == node).unwrap_or_else(|| {
@@ -123,7 +140,7 @@ impl Walk {
         })
     }
 
-    fn operand(&mut self, src: Operand) -> Id {
+    pub(super) fn operand(&mut self, src: Operand) -> Id {
         match src {
             Operand::Reg(reg) => self.regs[reg.index()],
             Operand::Imm(imm) => self.add(Node::Num(i64::from(imm) as u64)),
@@ -139,14 +156,20 @@ impl Walk {
         self.add(Node::Bin { op: AluOp::Add, width: Width::W64, a: base, b: off })
     }
 
+    /// Whether the upper half of a register is clear because it was loaded so.
+    fn is_narrow(&self, src: Operand) -> bool {
+        let Operand::Reg(reg) = src else { return false };
+        matches!(self.nodes[self.regs[reg.index()]], Node::Load { size, .. } if size != Size::Dw)
+    }
+
     /// All accesses have one size.
     fn access(&mut self, size: Size) -> Option<()> {
         (*self.size.get_or_insert(size) == size).then_some(())
     }
 
-    fn op(&mut self, op: &Op) -> Option<()> {
+    pub(super) fn op(&mut self, op: &Op) -> Option<()> {
         match *op {
-            Op::Alu { op: AluOp::Mov, width: Width::W64, dst, src } => {
+            Op::Alu { op: AluOp::Mov, width, dst, src } if width == Width::W64 || self.is_narrow(src) => {
                 self.regs[dst.index()] = self.operand(src);
             }
             Op::Alu { op, width, dst, src } => {
@@ -192,7 +215,9 @@ impl Walk {
         }
     }
 
-    fn summary(self) -> Option<Summary> {
+    /// What was seen, if every register is one that is known at the start of each iteration, or is computed anew
+    /// in it from such ones.
+    pub(super) fn finish(self) -> Option<Summary> {
         let size = self.size?;
         let regs: Vec<Reg> = (0..10).filter_map(Reg::new).collect();
         let roles: Vec<Role> = regs.iter().map(|reg| self.role(*reg)).collect();
@@ -204,23 +229,34 @@ impl Walk {
                 Role::Fixed | Role::Temporary => {}
             }
         }
-        let summary = Summary { nodes: self.nodes, sums, stores: self.stores, counters, size };
-        let is_known = |reg: Reg| roles.get(reg.index()).is_some_and(|role| *role != Role::Temporary);
-        let is_sum = |reg: Reg| matches!(roles.get(reg.index()), Some(Role::Sums(_)));
+        let fixed = roles.iter().zip(&regs).filter(|(role, _)| **role == Role::Fixed);
+        let fixed = fixed.map(|(_, reg)| *reg).collect();
+        let summary = Summary { nodes: self.nodes, sums, stores: self.stores, counters, fixed, size };
+        let is_known = |reg: &Reg| *reg == Reg::FP || roles.get(reg.index()) != Some(&Role::Temporary);
         // Temporaries are computed by the last iteration, from what the others leave.
-        let reads = |id: Id, allowed: &dyn Fn(Reg) -> bool| summary.inits(id).iter().all(|reg| allowed(*reg));
-        let last = regs.iter().all(|reg| reads(self.regs[reg.index()], &|reg| is_known(reg)));
-        let pure = |id: Id| reads(id, &|reg| is_known(reg) && !is_sum(reg));
+        let known = regs.iter().all(|reg| summary.inits(self.regs[reg.index()]).iter().all(is_known));
+        known.then_some(summary)
+    }
+
+    fn summary(self) -> Option<Summary> {
+        let summary = self.finish()?;
         let values =
             summary.sums.iter().map(|sum| sum.value).chain(summary.stores.iter().flat_map(|s| [s.0, s.1]));
-        let values: Vec<Id> = values.collect();
+        let pure = values.collect::<Vec<_>>().into_iter().all(|id| summary.is_pure(id));
         let one_kind = summary.sums.is_empty() != summary.stores.is_empty();
-        let followed = values.iter().all(|id| pure(*id)) && summary.follows();
-        (last && one_kind && followed).then_some(summary)
+        (pure && one_kind && summary.follows()).then_some(summary)
     }
 }
 
 impl Summary {
+    /// Whether an expression depends on nothing but what is known before the loop begins, and memory.
+    pub(super) fn is_pure(&self, id: Id) -> bool {
+        let is_known = |reg: &Reg| {
+            *reg == Reg::FP || self.fixed.contains(reg) || self.counters.iter().any(|c| c.reg == *reg)
+        };
+        self.inits(id).iter().all(is_known)
+    }
+
     /// The registers at the start of the iteration that an expression depends on.
     fn inits(&self, id: Id) -> Vec<Reg> {
         match self.nodes[id] {
@@ -231,17 +267,19 @@ impl Summary {
         }
     }
 
-    /// Whether each access is followed by the one of the next iteration in memory, and counters are used for
-    /// nothing else.
-    fn follows(&self) -> bool {
+    /// Whether the next iteration uses the element behind this one.
+    pub(super) fn moves_on(&self, addr: Id) -> bool {
         // One that is narrow may wrap around.
         let wide = |reg: &Reg| self.counters.iter().find(|c| c.reg == *reg && c.width == Width::W64);
         let step = |reg: &Reg| wide(reg).map_or(0, |counter| counter.by);
-        let moves_on = |addr: Id| {
-            self.address(addr).is_some_and(|(regs, _)| {
-                regs.iter().map(step).fold(0i64, i64::wrapping_add) == i64::from(self.size.bytes())
-            })
-        };
+        self.address(addr).is_some_and(|(regs, _)| {
+            regs.iter().map(step).fold(0i64, i64::wrapping_add) == i64::from(self.size.bytes())
+        })
+    }
+
+    /// Whether each access is followed by the one of the next iteration in memory, and counters are used for
+    /// nothing else.
+    fn follows(&self) -> bool {
         let mut loads = vec![];
         self.sums.iter().for_each(|sum| self.loads(sum.value, &mut loads));
         self.stores.iter().for_each(|(_, value)| self.loads(*value, &mut loads));
@@ -250,12 +288,12 @@ impl Summary {
             _ => None,
         });
         let values = self.sums.iter().map(|sum| sum.value).chain(self.stores.iter().map(|store| store.1));
-        addresses.chain(self.stores.iter().map(|store| store.0)).all(moves_on)
+        addresses.chain(self.stores.iter().map(|store| store.0)).all(|addr| self.moves_on(addr))
             && values.into_iter().all(|id| !self.counts(id))
     }
 
     /// Whether a value depends on a counter other than through an address.
-    fn counts(&self, id: Id) -> bool {
+    pub(super) fn counts(&self, id: Id) -> bool {
         match self.nodes[id] {
             Node::Init(reg) => self.counters.iter().any(|counter| counter.reg == reg),
             Node::Num(_) | Node::Load { .. } => false,

@@ -94,22 +94,11 @@ fn on_the_stack_and_at_odd_addresses() {
 
 #[test]
 fn adds_of_many_threads_are_not_lost() {
+    use super::engines::Nothing;
     use bpftime_vm::exec::Code;
-    use bpftime_vm::{LinkError, MapIdx, Options, Resolve, RunHeader, compile};
+    use bpftime_vm::{LinkError, Options, RunHeader, compile};
     use std::sync::atomic::AtomicU64;
 
-    struct Nothing;
-    impl Resolve for Nothing {
-        fn map(&self, _: MapIdx) -> Option<u64> {
-            None
-        }
-        fn map_value(&self, _: MapIdx) -> Option<u64> {
-            None
-        }
-        fn helper(&self, _: u32) -> Option<u64> {
-            None
-        }
-    }
     let program = super::engines::load(
         "mov r0, 0; mov r3, 1; top: lock add [r1], r3; mov r4, 1; lock fetch_add [r1+8], r4
          add r0, 1; jlt r0, 1000, top; exit",

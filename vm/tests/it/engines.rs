@@ -173,6 +173,21 @@ impl Resolve for World {
     }
 }
 
+/// For programs that need neither maps nor helpers.
+pub struct Nothing;
+
+impl Resolve for Nothing {
+    fn map(&self, _: MapIdx) -> Option<u64> {
+        None
+    }
+    fn map_value(&self, _: MapIdx) -> Option<u64> {
+        None
+    }
+    fn helper(&self, _: u32) -> Option<u64> {
+        None
+    }
+}
+
 /// What a run leaves behind. `r0` is `None` when it was cut short.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Outcome {

@@ -115,3 +115,46 @@ fn both_engines_run_out_of_fuel_at_the_same_jump() {
 fn unreachable_code_is_left_out() {
     on_every_engine("mov r0, 3; exit; mov r0, 4; exit", &[], 3);
 }
+
+#[test]
+fn a_search_in_a_sorted_array_asks_twice_and_chooses_addresses() {
+    // As compilers write it: two choices by one condition, the second of which jumps back.
+    for (again, moved) in
+        [("jlt32 r8, r4, top", "mov32 r5, r7"), ("jlt r8, r4, top", "mov r5, r7; and r5, 63")]
+    {
+        for middle in ["add32 r7, 1", "add32 r7, 1; mov r2, r7", "add32 r7, 1; add r4, 0"] {
+            let source = format!(
+                "mov r6, 0; mov r5, 48; ldxb r4, [r1+60]; mov r7, 0; mov r0, 0; mov r2, 0; ja in
+                 top: mov32 r6, r7; add r0, 1; jgt r0, 20, out; jge32 r7, r5, out
+                 in: mov r7, r6; add32 r7, r5; rsh32 r7, 1; mov r9, r1; add r9, r7; ldxb r8, [r9]
+                 {}, skip; {moved}
+                 skip: {middle}; {again}; mov32 r7, r6; ja top
+                 out: lsh r0, 16; add r0, r6; add r0, r2; exit",
+                again.replace("top", "").trim_end().trim_end_matches(',')
+            );
+            let mut engines = Engines::assemble(&source);
+            for key in (0..256).step_by(5) {
+                let mut memory: Vec<u8> = (0..64).map(|n| n * 4).collect();
+                memory[60] = key as u8;
+                for fuel in [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 20, 30] {
+                    engines.run_with_fuel(&memory, fuel);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_question_that_the_end_of_a_loop_asks_again_is_the_loops() {
+    for (first, again) in [("jne r2, 20, skip", "jne r2, 20, top"), ("jlt r2, r5, skip", "jlt r2, r5, top")] {
+        let source = format!(
+            "mov r0, 0; mov r2, 0; mov r5, 20; mov r4, 0
+             top: add r2, 1; {first}; add r4, 7; skip: add r0, r2; {again}
+             add r0, r4; exit"
+        );
+        let mut engines = Engines::assemble(&source);
+        for fuel in 0..24 {
+            engines.run_with_fuel(&[0; 8], fuel);
+        }
+    }
+}

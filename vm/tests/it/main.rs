@@ -15,4 +15,5 @@ mod loads;
 mod loops;
 mod plugin;
 mod random;
+mod scans;
 mod tables;
