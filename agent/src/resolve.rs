@@ -1,6 +1,7 @@
 //! Where a file's bytes are mapped in this process.
 
 use rustix::fs;
+use std::io::Read;
 
 /// One line of /proc/self/maps that maps a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,7 +35,10 @@ pub fn mappings_of(pid: i32) -> std::io::Result<Vec<Mapping>> {
 }
 
 fn read(maps: &str) -> std::io::Result<Vec<Mapping>> {
-    Ok(String::from_utf8_lossy(&std::fs::read(maps)?).lines().filter_map(parse_line).collect())
+    // Room for most: a file of /proc has no size, and growing as one reads takes a dozen system calls.
+    let mut text = Vec::with_capacity(32 << 10);
+    std::fs::File::open(maps)?.read_to_end(&mut text)?;
+    Ok(String::from_utf8_lossy(&text).lines().filter_map(parse_line).collect())
 }
 
 /// `55d0-55d4 r-xp 00001000 fe:01 1234    /bin/app`; None for mappings without a file.

@@ -239,3 +239,42 @@ fn thousands_of_sites() {
     clear(&mut engine);
     assert_eq!(bytes_at(base, bytes.len()), bytes);
 }
+
+#[test]
+fn many_sites_come_and_go_together_as_they_do_one_by_one() {
+    let mut engine = engine();
+    // Functions of 32 bytes, some with a body that begins inside of the jump of its neighbour, and padding for short jumps.
+    let padded = [PROLOGUE, &[0xcc; 32 - 17]].concat();
+    let tight = [0x31, 0xc0, 0xff, 0xc0, 0x01, 0xf8, 0xc3, 0xcc];
+    let code = [padded.repeat(300), tight.repeat(64)].concat();
+    let base = code_at(0, &code);
+    let mut wanted: Vec<_> = (0..300).map(|i| (base + i * 32, Want::BOTH)).collect();
+    wanted.extend((0..64).map(|i| (base + 9600 + i * 8, Want::ENTRY)));
+    // The second instruction as well, which the first one's patch displaces; and one address twice.
+    wanted.extend([(base + 1, Want::ENTRY), (base + 32, Want::BOTH), (base + 7, Want::ENTRY)]);
+    let inside = base + 2;
+    wanted.push((inside, Want::ENTRY));
+    let sites = engine.attach_all(&wanted);
+    assert_eq!(sites.len(), wanted.len());
+    for ((addr, _), site) in wanted.iter().zip(&sites) {
+        match site {
+            Ok(site) => assert_eq!(site.addr, *addr),
+            Err(e) => {
+                assert!(matches!(e, CannotHook::InsideInstruction { addr, .. } if *addr == inside), "{e}")
+            }
+        }
+    }
+    assert!(sites.last().unwrap().is_err());
+    for _ in 0..2 {
+        (0..300).for_each(|i| assert_eq!(call(base + i * 32)(i as i64), i as i64 + 5));
+        (0..64).for_each(|i| assert_eq!(call(base + 9600 + i * 8)(i as i64), i as i64 + 1));
+        settle(&mut engine);
+    }
+    let all: Vec<_> = engine.sites().map(|(s, _)| s.addr).collect();
+    assert_eq!(all.len(), 300 + 64 + 2);
+    let gone = engine.detach_all(&all);
+    assert!(gone.iter().all(|d| *d != support::Detached::Absent));
+    settle(&mut engine);
+    assert_eq!(bytes_at(base, code.len()), code);
+    assert_eq!(engine.detach_all(&all), vec![support::Detached::Absent; all.len()]);
+}

@@ -8,7 +8,7 @@ use crate::run::enter::{Entry, Programs};
 use crate::sample::{self, Events, Samplers, Timers};
 use crate::syscalls::{Calls, Listeners};
 use bpftime_shm::session::wire::{CounterEvent, LinkKind, unseen};
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::ops::Range;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -17,8 +17,8 @@ use std::time::Duration;
 pub struct Sites {
     engine: Engine,
     lists: HashMap<usize, Probe>,
-    /// Which links' points are at an address.
-    places: HashMap<usize, Vec<Place>>,
+    /// Which links' points are at an address, by address: a set, since most addresses have one.
+    places: BTreeSet<(usize, Place)>,
     /// Lists that a thread may still be reading.
     #[expect(clippy::vec_box, reason = "threads hold the address of the list, so it must not move")]
     retired: Vec<Box<Programs>>,
@@ -49,11 +49,15 @@ struct Probe {
 }
 
 /// A point of a link.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Place {
     session: u64,
     link: u32,
     point: usize,
+}
+
+impl Place {
+    const LEAST: Self = Self { session: 0, link: 0, point: 0 };
 }
 
 /// How long to wait for threads inside callbacks before what they might see is kept for the next time. Longer than any
@@ -75,7 +79,7 @@ impl Sites {
         Self {
             engine,
             lists: HashMap::new(),
-            places: HashMap::new(),
+            places: BTreeSet::new(),
             retired: Vec::new(),
             objects: Vec::new(),
             semaphores: Semaphores::default(),
@@ -100,10 +104,7 @@ impl Sites {
             maps.iter().filter(|m| m.exec && resolve::is_file(m, spec.dev, spec.ino)).collect();
         for (point, p) in spec.points.iter().enumerate() {
             for addr in of_file.iter().filter_map(|m| resolve::address(m, p.offset)) {
-                let here = self.places.entry(addr).or_default();
-                let place = Place { session: id, link, point };
-                if !here.contains(&place) {
-                    here.push(place);
+                if self.places.insert((addr, Place { session: id, link, point })) {
                     l.placed.push((addr, point));
                     session.sites += 1;
                     dirty.insert(addr);
@@ -120,10 +121,8 @@ impl Sites {
         dirty: &mut Dirty,
     ) {
         for link in links {
-            for (addr, _) in &link.placed {
-                if let Some(here) = self.places.get_mut(addr) {
-                    here.retain(|p| (p.session, p.link) != (session, link.spec.link));
-                }
+            for (addr, point) in &link.placed {
+                self.places.remove(&(*addr, Place { session, link: link.spec.link, point: *point }));
                 dirty.insert(*addr);
             }
         }
@@ -164,7 +163,7 @@ impl Sites {
             self.engine.forget_unmapped(&ranges);
         }
         for addr in gone {
-            self.places.remove(&addr);
+            self.take_places(addr);
             self.semaphores.forget(addr);
             if let Some(probe) = self.lists.remove(&addr) {
                 // The site is used again when something is mapped at this address once more.
@@ -176,19 +175,25 @@ impl Sites {
 
     /// Makes the probes at `dirty` what the links say now.
     pub fn publish(&mut self, sessions: &mut [Session], dirty: Dirty) {
+        let (mut wanted, mut gone) = (Vec::new(), Vec::new());
         for addr in dirty {
             let programs = self.collect(sessions, addr);
             let want = Want { entry: !programs.entry.is_empty(), ret: !programs.ret.is_empty() };
-            if want.entry || want.ret {
-                if self.install(addr, want, programs) {
-                    self.raise_semaphore(sessions, addr);
-                } else {
-                    self.refuse(sessions, addr);
-                }
-            } else {
-                self.places.remove(&addr);
+            if want == Want::default() {
                 self.semaphores.lower(addr);
-                self.remove(addr);
+                gone.push(addr);
+            } else {
+                wanted.push((addr, want, programs));
+            }
+        }
+        self.remove(&gone);
+        // In order: neighbours share pages of text and of thunks.
+        wanted.sort_unstable_by_key(|(addr, ..)| *addr);
+        for (addr, installed) in self.install(wanted) {
+            if installed {
+                self.raise_semaphore(sessions, addr);
+            } else {
+                self.refuse(sessions, addr);
             }
         }
     }
@@ -291,24 +296,32 @@ impl Sites {
         calls | if self.events.refused() { unseen::EVENTS } else { 0 }
     }
 
-    fn install(&mut self, addr: usize, want: Want, mut programs: Programs) -> bool {
-        if want.ret && crate::lifecycle::returns_twice(addr) {
-            return false;
-        }
+    /// Puts the programs at these addresses; whether that went well, by address.
+    fn install(&mut self, wanted: Vec<(usize, Want, Programs)>) -> Vec<(usize, bool)> {
+        let may = |addr, want: Want| !(want.ret && crate::lifecycle::returns_twice(addr));
+        let (wanted, refused): (Vec<_>, Vec<_>) = wanted.into_iter().partition(|(a, w, _)| may(*a, *w));
+        let mut results: Vec<_> = refused.iter().map(|(addr, ..)| (*addr, false)).collect();
+        let addresses: Vec<_> = wanted.iter().map(|(addr, want, _)| (*addr, *want)).collect();
         // Hits before the list is stored below find none; nobody was told yet that the probe stands.
-        let Ok(site) = self.engine.attach(addr, want) else { return false };
-        programs.at_entry = self.engine.displaced(addr).is_some_and(starts_frame);
-        let mut list = Box::new(programs);
-        Programs::publish(Some(&mut list), site);
-        self.retired.extend(self.lists.insert(addr, Probe { site, list }).map(|p| p.list));
-        true
+        let sites = self.engine.attach_all(&addresses);
+        for ((addr, _, mut programs), site) in wanted.into_iter().zip(sites) {
+            results.push((addr, site.is_ok()));
+            let Ok(site) = site else { continue };
+            programs.at_entry = self.engine.displaced(addr).is_some_and(starts_frame);
+            let mut list = Box::new(programs);
+            Programs::publish(Some(&mut list), site);
+            self.retired.extend(self.lists.insert(addr, Probe { site, list }).map(|p| p.list));
+        }
+        results
     }
 
-    fn remove(&mut self, addr: usize) {
-        self.engine.detach(addr);
-        if let Some(probe) = self.lists.remove(&addr) {
-            Programs::publish(None, probe.site);
-            self.retired.push(probe.list);
+    fn remove(&mut self, addrs: &[usize]) {
+        self.engine.detach_all(addrs);
+        for addr in addrs {
+            if let Some(probe) = self.lists.remove(addr) {
+                Programs::publish(None, probe.site);
+                self.retired.push(probe.list);
+            }
         }
     }
 
@@ -318,11 +331,22 @@ impl Sites {
         self.semaphores.raise(addr, place, &maps);
     }
 
+    fn places_at(&self, addr: usize) -> impl Iterator<Item = Place> {
+        self.places.range((addr, Place::LEAST)..).take_while(move |(at, _)| *at == addr).map(|(_, p)| *p)
+    }
+
+    fn take_places(&mut self, addr: usize) -> Vec<Place> {
+        let here: Vec<_> = self.places_at(addr).collect();
+        for place in &here {
+            self.places.remove(&(addr, *place));
+        }
+        here
+    }
+
     /// The links at `addr` and their points, newest link first: the kernel runs the consumers of a probe in that order.
     fn links_at<'a>(&self, sessions: &'a [Session], addr: usize) -> Vec<(&'a Session, &'a Link, usize)> {
-        let here = self.places.get(&addr).map_or(&[][..], Vec::as_slice);
-        let mut found: Vec<_> = here
-            .iter()
+        let mut found: Vec<_> = self
+            .places_at(addr)
             .filter_map(|p| {
                 let age = sessions.iter().position(|s| s.id == p.session)?;
                 Some((age, p.link, sessions[age].links.get(&p.link)?, p.point))
@@ -347,6 +371,9 @@ impl Sites {
                 programs.entry.push(entry());
             }
         }
+        // A process may have thousands of these, nearly all of one program.
+        programs.entry.shrink_to_fit();
+        programs.ret.shrink_to_fit();
         programs
     }
 
@@ -359,7 +386,7 @@ impl Sites {
 
     /// Records that the probes at `addr` could not be placed.
     fn refuse(&mut self, sessions: &mut [Session], addr: usize) {
-        for place in self.places.remove(&addr).unwrap_or_default() {
+        for place in self.take_places(addr) {
             let Some(session) = sessions.iter_mut().find(|s| s.id == place.session) else { continue };
             let Some(link) = session.links.get_mut(&place.link) else { continue };
             link.placed.retain(|p| *p != (addr, place.point));
@@ -412,7 +439,7 @@ impl Sites {
         let Some(addr) = crate::lifecycle::linker_notify_address() else { return };
         let mut programs = Programs::default();
         programs.internal = Some(on_change);
-        if self.install(addr, Want { entry: true, ret: false }, programs) {
+        if self.install(vec![(addr, Want::ENTRY, programs)]) == [(addr, true)] {
             self.linker = Some(addr);
         }
     }
@@ -420,7 +447,7 @@ impl Sites {
     /// Takes the probe of [`Sites::watch_linker`] off.
     pub fn unwatch_linker(&mut self) {
         if let Some(addr) = self.linker.take() {
-            self.remove(addr);
+            self.remove(&[addr]);
         }
     }
 }

@@ -81,6 +81,9 @@ fn finish(seq: u32) {
 fn serve() {
     let Some(wake) = signal_fd() else { return };
     let mut watch = Watch::new();
+    // Whether a session may have come, or time has passed: a tool that adds thousands of links has a round for each.
+    let mut look = true;
+    let mut reasserted = None::<Instant>;
     loop {
         let asked = ASKED.load(Ordering::Acquire);
         let nap;
@@ -89,16 +92,22 @@ fn serve() {
             let Some(state) = guard.as_mut() else { return };
             if asked != DONE.load(Ordering::Relaxed) {
                 state.rescan();
+                look = true;
             }
             watch.refresh(&state.dirs);
-            state.discover();
+            if look || state.wants_retry() {
+                state.discover();
+            }
             state.pump_all();
             state.take_off_failed();
             STARTED.store(true, Ordering::Release);
             // A handler that was replaced behind our back (by a raw system call) would see our faults.
             let traces = state.sessions.iter().any(|s| !s.links.is_empty());
-            if traces {
+            if traces && reasserted.is_none_or(|then| then.elapsed() >= REASSERT) {
                 crate::signals::reassert();
+                reasserted = Some(Instant::now());
+            }
+            if traces {
                 crate::run::build_id::refresh_if_used(false);
             }
             nap = match (state.finish(), state.wants_retry() || traces) {
@@ -107,15 +116,20 @@ fn serve() {
                 (false, false) => None,
             };
         }
-        finish(asked);
-        sleep(&wake, &watch, nap);
-        drain(&wake);
-        watch.drain();
+        if asked != DONE.load(Ordering::Relaxed) {
+            finish(asked);
+        }
+        look = sleep(&wake, &watch, nap);
+        look |= drain(&wake);
+        look |= watch.drain();
     }
 }
 
-/// Waits until a session speaks, the directory changes, or somebody asks; at most `nap`.
-fn sleep(wake: &OwnedFd, watch: &Watch, nap: Option<Timespec>) {
+/// How long a replaced signal handler may go unnoticed.
+const REASSERT: Duration = Duration::from_millis(500);
+
+/// Waits until a session speaks, the directory changes, or somebody asks; at most `nap`. True if that has passed.
+fn sleep(wake: &OwnedFd, watch: &Watch, nap: Option<Timespec>) -> bool {
     // The sockets are dup'ed out of the state so that the lock is free while this thread sleeps.
     let socks: Vec<OwnedFd> = {
         let guard = lock();
@@ -129,18 +143,19 @@ fn sleep(wake: &OwnedFd, watch: &Watch, nap: Option<Timespec>) {
     }
     let timeout = nap.or_else(|| watch.timeout());
     let Some(mut pace) = lock().as_mut().and_then(State::samples) else {
-        let _ = rustix::event::poll(&mut fds, timeout.as_ref());
-        return;
+        return rustix::event::poll(&mut fds, timeout.as_ref()) == Ok(0);
     };
     // New threads do not wake us: a look at their number in between, without a round of everything.
     let end = timeout.map(|t| Instant::now() + Duration::new(t.tv_sec as u64, t.tv_nsec as u32));
     let glance =
         |pace: Duration| Timespec { tv_sec: pace.as_secs() as i64, tv_nsec: pace.subsec_nanos().into() };
-    while rustix::event::poll(&mut fds, Some(&glance(pace))) == Ok(0)
-        && end.is_none_or(|end| Instant::now() < end)
-    {
+    while rustix::event::poll(&mut fds, Some(&glance(pace))) == Ok(0) {
+        if end.is_some_and(|end| Instant::now() >= end) {
+            return true;
+        }
         pace = lock().as_mut().and_then(State::follow_threads).unwrap_or(pace);
     }
+    false
 }
 
 fn signal_fd() -> Option<OwnedFd> {
@@ -155,9 +170,15 @@ fn signal_fd() -> Option<OwnedFd> {
     (fd >= 0).then(|| unsafe { OwnedFd::from_raw_fd(fd as i32) })
 }
 
-fn drain(fd: &OwnedFd) {
+/// Empties the descriptor; whether there was anything.
+fn drain(fd: &OwnedFd) -> bool {
     let mut buf = [0u8; 4096];
-    while rustix::io::read(fd, &mut buf).is_ok_and(|n| n > 0) {}
+    let mut any = false;
+    while rustix::io::read(fd, &mut buf).is_ok_and(|n| n > 0) {
+        any = true;
+    }
+    any
+}
 }
 
 /// Watches the runtime directories for new sockets.
@@ -203,19 +224,22 @@ impl Watch {
         blind.then_some(Timespec { tv_sec: 1, tv_nsec: 0 })
     }
 
-    /// Takes the events. When a directory went, all are looked at anew: another of the same name is another directory.
-    fn drain(&mut self) {
-        let Some(fd) = &self.fd else { return };
+    /// Takes the events; whether there were any. When a directory went, all are looked at anew: another of the same
+    /// name is another directory.
+    fn drain(&mut self) -> bool {
+        let Some(fd) = &self.fd else { return false };
         let mut space = [MaybeUninit::uninit(); 4096];
         let mut events = inotify::Reader::new(fd, &mut space);
         let gone = ReadFlags::DELETE_SELF | ReadFlags::MOVE_SELF | ReadFlags::IGNORED;
-        let mut lost = false;
+        let (mut any, mut lost) = (false, false);
         while let Ok(event) = events.next() {
+            any = true;
             lost |= event.events().intersects(gone);
         }
         if lost {
             *self = Self { before: self.watched.len().max(self.before), ..Self::new() };
         }
+        any
     }
 }
 

@@ -4,6 +4,7 @@ use super::attach::{Dirty, Sites, disable_all};
 use super::session::{Link, Session, Todo};
 use crate::hook::Engine;
 use crate::resolve;
+use crate::run::enter::ABANDONED;
 use bpftime_shm::session::{dir, sock};
 use rustix::io::Errno;
 use std::collections::HashMap;
@@ -22,6 +23,8 @@ pub struct State {
     leftovers: Vec<(PathBuf, u8)>,
     /// Sessions that did not answer, and when.
     silent: HashMap<PathBuf, Instant>,
+    /// [`ABANDONED`] when links were last looked at.
+    abandoned: u64,
 }
 
 /// What stands in this process, for tests and listings.
@@ -42,6 +45,7 @@ impl State {
             dirs,
             leftovers: Vec::new(),
             silent: HashMap::new(),
+            abandoned: 0,
         }
     }
 
@@ -110,6 +114,12 @@ impl State {
 
     /// Takes off links whose program was abandoned, and says so.
     pub fn take_off_failed(&mut self) {
+        // Acquire: pairs with the Release in `abandoned`, which turned the link off before. Looking at all links in each
+        // round would cost a tool with thousands of them as many looks for each it adds.
+        let abandoned = ABANDONED.load(std::sync::atomic::Ordering::Acquire);
+        if std::mem::replace(&mut self.abandoned, abandoned) == abandoned {
+            return;
+        }
         let ids: Vec<u64> = self.sessions.iter().map(|s| s.id).collect();
         for id in ids {
             let mut dirty = Dirty::new();

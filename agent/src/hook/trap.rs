@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering::*};
 const RETIRED: usize = 1 << 63;
 
 struct Table {
-    /// Open addressing, a power of two, at most half full. Keys are never removed.
+    /// Open addressing, a power of two, at most three quarters full. Keys are never removed.
     cells: Box<[(AtomicUsize, AtomicUsize)]>,
 }
 
@@ -15,7 +15,7 @@ static TABLE: AtomicPtr<Table> = AtomicPtr::new(std::ptr::null_mut());
 
 impl Table {
     fn with_room(n: usize) -> Self {
-        let cells = (0..(n * 2).next_power_of_two().max(256)).map(|_| Default::default()).collect();
+        let cells = (0..(n + n / 3 + 1).next_power_of_two().max(256)).map(|_| Default::default()).collect();
         Self { cells }
     }
 
@@ -53,21 +53,27 @@ pub(super) struct Traps {
 }
 
 impl Traps {
+    /// Makes room for `more` addresses at once: each table that is outgrown stays where it is.
+    pub fn reserve(&mut self, more: usize) {
+        let old = table();
+        let keys = self.keys + more;
+        if old.is_some_and(|t| keys + keys / 3 < t.cells.len()) {
+            return;
+        }
+        let new = Table::with_room(keys.max(self.keys * 2));
+        for (key, value) in old.iter().flat_map(|t| t.cells.iter()) {
+            if key.load(Relaxed) != 0 {
+                new.set(key.load(Relaxed), value.load(Relaxed));
+            }
+        }
+        // A handler may still be reading the old table: it is not freed. All of them together are no larger than this
+        // one. Release pairs with the Acquire in `table`.
+        TABLE.store(Box::into_raw(Box::new(new)), Release);
+    }
+
     /// From now on an int3 at `addr` sends its thread to `target`.
     pub fn set(&mut self, addr: usize, target: usize) {
-        let old = table();
-        let full = old.is_none_or(|t| (self.keys + 1) * 2 > t.cells.len());
-        if full {
-            let new = Table::with_room(self.keys * 2 + 2);
-            for (key, value) in old.iter().flat_map(|t| t.cells.iter()) {
-                if key.load(Relaxed) != 0 {
-                    new.set(key.load(Relaxed), value.load(Relaxed));
-                }
-            }
-            // A handler may still be reading the old table: it is not freed. All of them together are no larger
-            // than this one. Release pairs with the Acquire in `table`.
-            TABLE.store(Box::into_raw(Box::new(new)), Release);
-        }
+        self.reserve(1);
         let Some(table) = table() else { return };
         if table.cell(addr).0.load(Relaxed) == 0 {
             self.keys += 1;

@@ -417,9 +417,11 @@ unsafe extern "C" fn call(func: u64, ctx: u64, run: u64, _: u64) -> u64 {
 /// A program that faulted, or ran out of fuel, does not run again in this process.
 #[cold]
 fn abandoned(entry: &Entry) {
-    ABANDONED.fetch_add(1, Ordering::Relaxed);
+    let first = entry.switch.swap(false, Ordering::Relaxed);
+    // Release: pairs with the Acquire in `take_off_failed`, which looks for links that are off when this has changed.
+    ABANDONED.fetch_add(1, Ordering::Release);
     // The control thread takes the link off, and tells the tool.
-    if entry.switch.swap(false, Ordering::Relaxed) {
+    if first {
         crate::control::ask();
     }
 }

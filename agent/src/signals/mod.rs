@@ -160,7 +160,8 @@ const TRAP_PERF: i32 = 6;
 unsafe extern "C-unwind" fn on_trap(sig: i32, info: *mut libc::siginfo_t, uc: *mut libc::ucontext_t) {
     // SAFETY: the kernel passes valid pointers to objects on the signal stack.
     let (code, regs) = unsafe { ((*info).si_code, &mut (*uc).uc_mcontext.gregs) };
-    if code == SI_KERNEL
+    // An int3 as the kernel reports it, and as valgrind does.
+    if matches!(code, SI_KERNEL | libc::TRAP_BRKPT)
         && let Some(rip) = hook::trapped(regs[RIP] as usize)
     {
         regs[RIP] = rip as i64;

@@ -4,7 +4,8 @@
 pub mod programs;
 
 use bpftime_agent::arch::PtRegs;
-use bpftime_agent::hook::{Callbacks, Carried, Detached, Engine, Form, Site, Want};
+pub use bpftime_agent::hook::Detached;
+use bpftime_agent::hook::{Callbacks, Carried, Engine, Form, Site, Want};
 use std::ffi::{CStr, CString};
 use std::path::PathBuf;
 use std::process::Command;

@@ -51,6 +51,8 @@ pub struct Broker {
     poll: OwnedFd,
     /// A link went since programs and maps without one were last looked for.
     unlinked: bool,
+    /// Links that agents are told of together with what follows, so that each wakes once for it.
+    held: Vec<Message>,
 }
 
 /// What an event of the epoll set is about, above the id of the link or the owner index of the agent.
@@ -84,6 +86,7 @@ impl Broker {
             seq: 0,
             poll,
             unlinked: false,
+            held: Vec::new(),
         };
         broker.watch(broker.tool.as_fd(), TOOL, 0);
         broker.watch(broker.listener.as_fd(), LISTENER, 0);
@@ -146,7 +149,7 @@ impl Broker {
                 let _ = epoll::delete(&self.poll, watch);
             }
             if active {
-                self.relay(&Message::Unlink { link: *link });
+                self.relay(Message::Unlink { link: *link });
                 changed = true;
             }
         }
@@ -170,7 +173,7 @@ impl Broker {
             return;
         }
         announced.retain(|id| !progs.contains(id) && !maps.contains(id));
-        self.relay(&Message::Drop { progs, maps });
+        self.relay(Message::Drop { progs, maps });
     }
 
     fn reap_agents(&mut self, ready: &Ready) {
@@ -268,7 +271,11 @@ impl Broker {
                 }
                 self.unlinked |= matches!(msg, Message::Unlink { .. });
                 self.known.learn(msg.clone(), fd);
-                self.relay(&msg);
+                if matches!(msg, Message::Link(_)) {
+                    self.held.push(msg);
+                } else {
+                    self.relay(msg);
+                }
                 Ok(())
             }
         }
@@ -286,24 +293,29 @@ impl Broker {
         }
     }
 
-    /// Sends a change to the agents it concerns.
-    fn relay(&mut self, msg: &Message) {
-        match msg {
-            Message::Link(spec) => self.page.open_link(spec.link),
-            Message::Unlink { link } => self.page.close_link(*link),
-            _ => {}
+    /// Sends a change to the agents it concerns, after the links that were held.
+    fn relay(&mut self, msg: Message) {
+        let mut messages = std::mem::take(&mut self.held);
+        messages.push(msg);
+        for msg in &messages {
+            match msg {
+                Message::Link(spec) => self.page.open_link(spec.link),
+                Message::Unlink { link } => self.page.close_link(*link),
+                _ => {}
+            }
         }
-        let bytes = msg.encode();
-        let fd = self.known.fd_for(msg);
+        let encoded: Vec<_> =
+            messages.iter().map(|msg| (msg, msg.encode(), self.known.fd_for(msg))).collect();
         let mut lost = Vec::new();
         for (i, agent) in self.agents.iter().enumerate() {
-            if matches!(msg, Message::Link(spec) if !Known::concerns(spec, agent.pid)) {
-                continue;
-            }
-            if sock::send(agent.sock.as_fd(), &bytes, fd.as_slice()).is_err() {
+            let concerns =
+                |msg: &Message| !matches!(msg, Message::Link(spec) if !Known::concerns(spec, agent.pid));
+            let mut mine = encoded.iter().filter(|(msg, ..)| concerns(msg));
+            if mine.any(|(_, bytes, fd)| sock::send(agent.sock.as_fd(), bytes, fd.as_slice()).is_err()) {
                 lost.push(i);
             }
         }
+        drop(encoded);
         // Not known to be dead, only deaf (stopped): what it holds stays its own.
         lost.into_iter().rev().for_each(|i| drop(self.agents.remove(i)));
     }
@@ -327,12 +339,9 @@ impl Broker {
     fn synchronise(&mut self) {
         let deadline = Instant::now() + ACK_LIMIT;
         self.await_expected(deadline);
-        if self.agents.is_empty() {
-            return;
-        }
         self.seq += 1;
         let seq = self.seq;
-        self.relay(&Message::Sync { seq });
+        self.relay(Message::Sync { seq });
         while let Some(i) = self.agents.iter().position(|a| a.acked < seq && !a.lagging) {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {

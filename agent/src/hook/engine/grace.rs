@@ -12,33 +12,39 @@ impl Engine {
     /// No thread goes to the padding any more, but one may be suspended on its jump: restored, it would run into
     /// whatever follows. So the bytes come back when every thread was seen elsewhere.
     pub(super) fn leave_pad(&mut self, e: &mut Entry) {
-        if let Some(pad) = e.pad.take().and_then(|at| self.pads.get_mut(&at)) {
+        let Some(at) = e.pad.take() else { return };
+        if let Some(pad) = self.pads.get_mut(&at) {
             pad.leaving = Some(self.grace.begun);
+            self.left_pads.insert(at);
         }
     }
 
     /// Restores padding that nobody can be on; how much remains.
     pub(super) fn restore_pads(&mut self) -> usize {
         let ended = self.grace.ended;
-        let gone: Vec<_> = self
-            .pads
-            .iter()
-            .filter(|(_, p)| p.leaving.is_some_and(|since| since < ended))
-            .map(|(at, _)| *at)
-            .collect();
-        for at in gone {
-            let original = self.pads[&at].original;
-            if self.put(at, &original).is_ok() {
-                self.pads.remove(&at);
+        let mut left = std::mem::take(&mut self.left_pads);
+        left.retain(|at| {
+            // `None`: in use again, or unmapped.
+            let Some((since, original)) = self.pads.get(at).and_then(|p| Some((p.leaving?, p.original)))
+            else {
+                return false;
+            };
+            let gone = since < ended && self.put(*at, &original).is_ok();
+            if gone {
+                self.pads.remove(at);
             }
-        }
-        self.pads.values().filter(|p| p.leaving.is_some()).count()
+            !gone
+        });
+        self.left_pads.append(&mut left);
+        self.left_pads.len()
     }
 
     /// Advances the grace period, if anything waits for one.
     pub(super) fn look_around(&mut self) {
-        let fenced = self.entries.values().filter(|e| e.form == Form::Fenced).map(|e| (e.covers(), e.since));
-        let pads = self.pads.iter().filter_map(|(at, p)| Some((*at..*at + JUMP, p.leaving?)));
+        let entries = self.unsettled.iter().filter_map(|at| self.entries.get(at));
+        let fenced = entries.filter(|e| e.form == Form::Fenced).map(|e| (e.covers(), e.since));
+        let pads =
+            self.left_pads.iter().filter_map(|at| Some((*at..*at + JUMP, self.pads.get(at)?.leaving?)));
         let ended = self.grace.ended;
         let windows: Vec<_> =
             fenced.chain(pads).filter(|(_, since)| *since >= ended).map(|(w, _)| w).collect();
@@ -61,7 +67,7 @@ impl Engine {
     pub(super) fn start_grace(&mut self, addr: usize) {
         let Some(mut e) = self.entries.remove(&addr) else { return };
         e.hopeless |= !self.try_fence(&mut e);
-        self.entries.insert(addr, e);
+        self.enter(e);
     }
 
     pub(super) fn try_fence(&mut self, e: &mut Entry) -> bool {
@@ -99,7 +105,7 @@ impl Engine {
 
     pub(super) fn advance_entry(&mut self, e: &mut Entry) -> bool {
         if e.leaving {
-            return self.remove(e) == Detached::Later && e.leaving;
+            return self.remove_all(std::slice::from_mut(e)) == [Detached::Later] && e.leaving;
         }
         if e.since >= self.grace.ended {
             return true;

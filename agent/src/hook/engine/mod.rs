@@ -1,5 +1,6 @@
 //! Attaching and detaching: the control thread's side.
 
+mod batch;
 mod grace;
 mod patch;
 mod prepare;
@@ -135,6 +136,10 @@ impl Entry {
         };
         self.addr()..self.addr() + len
     }
+    /// Whether [`Engine::upgrade`] has to do something about it yet.
+    fn waits(&self) -> bool {
+        self.form == Form::Fenced || self.leaving
+    }
     fn boundaries(&self) -> impl Iterator<Item = usize> + '_ {
         self.thunk.copies.iter().skip(1).map(|(off, _)| *off).filter(|off| *off < JUMP)
     }
@@ -182,6 +187,15 @@ pub struct Engine {
     landing: usize,
     /// Which entries are system calls and not probes.
     calls: BTreeSet<usize>,
+    /// Prepared and entered, not written yet: batch.rs.
+    pending: Vec<usize>,
+    /// What of the batch could not be written.
+    refused: BTreeMap<usize, CannotHook>,
+    /// All entries that are fenced or leaving, and some that were: what [`Engine::upgrade`] looks at, which is called
+    /// often and must not cost as much as there are probes.
+    unsettled: BTreeSet<usize>,
+    /// As `unsettled`, of the padding that is left.
+    left_pads: BTreeSet<usize>,
 }
 
 impl Engine {
@@ -209,50 +223,11 @@ impl Engine {
             blocks_trap: None,
             landing: 0,
             calls: BTreeSet::new(),
+            pending: Vec::new(),
+            refused: BTreeMap::new(),
+            unsettled: BTreeSet::new(),
+            left_pads: BTreeSet::new(),
         }
-    }
-
-    /// Probes `addr`, or changes what is wanted there. After an error nothing is changed.
-    pub fn attach(&mut self, addr: usize, want: Want) -> Result<&'static Site, CannotHook> {
-        let _quiet = Mute::new();
-        self.yield_calls(addr);
-        if let Some(e) = self.entries.get_mut(&addr)
-            && e.form != Form::Bare
-        {
-            e.leaving = false;
-            e.site.set_want(want);
-            return Ok(e.site);
-        }
-        if !self.maps.executable(addr) {
-            self.maps = Maps::read();
-            if !self.maps.executable(addr) {
-                return Err(CannotHook::NotExecutable(addr));
-            }
-        }
-        self.make_room(addr)?;
-        let code = self.original(addr, NEARBY);
-        let site = self.entries.get(&addr).map_or_else(|| Site::new(addr, self.callbacks), |e| e.site);
-        let mut entry = self.prepare(site, want, &code)?;
-        site.set_want(want);
-        let installed = self.install(&mut entry);
-        if let Err(e) = installed {
-            site.set_want(Want::default());
-            return Err(e);
-        }
-        self.entries.insert(addr, entry);
-        if self.entries[&addr].form == Form::Trap {
-            self.start_grace(addr);
-        }
-        Ok(site)
-    }
-
-    /// Ends the probe and restores the text byte for byte.
-    pub fn detach(&mut self, addr: usize) -> Detached {
-        let _quiet = Mute::new();
-        let Some(mut e) = self.entries.remove(&addr) else { return Detached::Absent };
-        let result = if e.form == Form::Bare { Detached::Absent } else { self.remove(&mut e) };
-        self.entries.insert(addr, e);
-        result
     }
 
     /// The probed addresses and how they are patched.
@@ -287,10 +262,10 @@ impl Engine {
     pub fn upgrade(&mut self) -> usize {
         let _quiet = Mute::new();
         self.look_around();
-        let waiting: Vec<_> =
-            self.entries.values().filter(|e| e.form == Form::Fenced || e.leaving).map(Entry::addr).collect();
-        let sites = waiting.into_iter().filter(|addr| self.advance(*addr)).count();
-        sites + self.restore_pads()
+        let mut waiting = std::mem::take(&mut self.unsettled);
+        waiting.retain(|addr| self.entries.get(addr).is_some_and(Entry::waits) && self.advance(*addr));
+        self.unsettled.append(&mut waiting);
+        self.unsettled.len() + self.restore_pads()
     }
 
     /// Waits until every thread that was in a callback when this was called has left it. After `true`, what the
@@ -334,8 +309,6 @@ impl Engine {
 impl Drop for Engine {
     fn drop(&mut self) {
         let all: Vec<_> = self.sites().map(|(s, _)| s.addr).collect();
-        for addr in all {
-            self.detach(addr);
-        }
+        self.detach_all(&all);
     }
 }

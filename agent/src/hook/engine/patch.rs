@@ -6,6 +6,80 @@ use crate::hook::Want;
 use crate::hook::plan::{JUMP, SHORT};
 use std::time::Duration;
 
+/// Bytes to be written at an address by one write.
+type Write = (usize, Vec<u8>);
+
+/// The steps from one state of a site to another, as hook/mod.rs has them. Between two all cores are interrupted.
+pub(super) type Way = Vec<Vec<Write>>;
+
+/// Which step of [`Entry::way_in`] makes a site with a breakpoint a fenced one.
+const FENCED: std::ops::Range<usize> = 1..2;
+
+impl Entry {
+    /// bare -> trap -> fenced -> `form`. Where the boundaries must keep their int3, the jump has it there.
+    pub(super) fn way_in(&self, form: Form) -> Way {
+        let inner = self.inner(form);
+        let patch = match (form, self.pad) {
+            (Form::Fenced | Form::Jump, _) => jump(self.addr(), self.thunk.at).to_vec(),
+            (Form::Short, Some(pad)) => short(self.addr(), pad).to_vec(),
+            _ => return vec![self.each(&[0], &[INT3])],
+        };
+        let differing: Vec<_> = inner.iter().copied().filter(|i| patch[*i] != INT3).collect();
+        vec![
+            self.each(&[0], &[INT3]),
+            self.each(&inner, &[INT3; JUMP]),
+            self.between(&inner, &patch),
+            self.each(&differing, &patch),
+            self.each(&[0], &patch),
+        ]
+    }
+
+    /// The form it has -> trap (all steps but the last) -> bare. A boundary that was overwritten by a jump (nobody is
+    /// there) must not show an instruction before its tail.
+    pub(super) fn way_back(&self) -> Way {
+        if self.form == Form::Bare {
+            return Vec::new();
+        }
+        let inner = self.inner(self.form);
+        let original = &self.original[..self.covers().len().min(self.original.len())];
+        let (trap, jump) = (self.form == Form::Trap, self.form == Form::Jump);
+        vec![
+            self.each(if trap { &[] } else { &[0] }, &[INT3]),
+            self.each(if jump { &inner } else { &[] }, &[INT3; JUMP]),
+            self.between(&inner, original),
+            self.each(&inner, original),
+            self.each(&[0], original),
+        ]
+    }
+
+    /// The jump in padding that it takes.
+    pub(super) fn way_to_pad(&self) -> Way {
+        self.pad.map(|pad| vec![(pad, jump(pad, self.thunk.at).to_vec())]).into_iter().collect()
+    }
+
+    /// The boundaries that are int3 on the way to and from `form`.
+    fn inner(&self, form: Form) -> Vec<usize> {
+        if matches!(form, Form::Jump | Form::Fenced) { self.boundaries().collect() } else { Vec::new() }
+    }
+
+    /// `bytes` at these offsets, each by itself: threads may be executing them.
+    fn each(&self, offsets: &[usize], bytes: &[u8]) -> Vec<Write> {
+        offsets.iter().map(|i| (self.addr() + i, vec![bytes[*i]])).collect()
+    }
+
+    /// What of `bytes` is neither first nor a boundary: nothing executes it.
+    fn between(&self, inner: &[usize], bytes: &[u8]) -> Vec<Write> {
+        let mut runs: Vec<Write> = Vec::new();
+        for i in (1..bytes.len()).filter(|i| !inner.contains(i)) {
+            match runs.last_mut() {
+                Some((at, run)) if *at + run.len() == self.addr() + i => run.push(bytes[i]),
+                _ => runs.push((self.addr() + i, vec![bytes[i]])),
+            }
+        }
+        runs
+    }
+}
+
 impl Engine {
     pub(super) fn put(&mut self, addr: usize, bytes: &[u8]) -> Result<(), CannotHook> {
         if !self.text.write(addr, bytes) {
@@ -15,37 +89,28 @@ impl Engine {
         Ok(())
     }
 
-    /// Writes `bytes[i]` at `addr + i` for each `i` in `which`; no sync in between.
-    pub(super) fn put_some(&mut self, addr: usize, bytes: &[u8], which: &[usize]) -> Result<(), CannotHook> {
-        for &i in which {
-            if !self.text.write(addr + i, &bytes[i..i + 1]) {
-                return Err(CannotHook::NotWritable(addr + i));
+    /// Goes all ways side by side; what became of each. A way ends where the kernel refuses to write.
+    pub(super) fn walk(&mut self, ways: &[Way]) -> Vec<Result<(), CannotHook>> {
+        let mut results = vec![Ok(()); ways.len()];
+        for step in 0..ways.iter().map(Vec::len).max().unwrap_or(0) {
+            let mut wrote = false;
+            for (way, result) in ways.iter().zip(&mut results) {
+                for (at, bytes) in way.get(step).into_iter().flatten() {
+                    if result.is_ok() && !self.text.write(*at, bytes) {
+                        *result = Err(CannotHook::NotWritable(*at));
+                    }
+                    wrote = true;
+                }
+            }
+            if wrote {
+                self.text.sync();
             }
         }
-        self.text.sync();
-        Ok(())
+        results
     }
 
-    pub(super) fn install(&mut self, e: &mut Entry) -> Result<(), CannotHook> {
-        let addr = e.addr();
-        e.site.set_thunk(e.thunk.at);
-        if let Some(pad) = e.pad {
-            self.put(pad, &jump(pad, e.thunk.at))?;
-        }
-        self.traps.set(addr, e.thunk.at);
-        let at_once = e.thunk.copies.len() == 1 && e.form != Form::Trap && self.trap_blocker().is_some();
-        if at_once {
-            return self.install_at_once(e);
-        }
-        self.put(addr, &[INT3])?;
-        match e.form {
-            Form::Jump => {
-                self.fence_boundaries(e)?;
-                self.put_jump(e)
-            }
-            Form::Short => self.put_short(e),
-            _ => Ok(()),
-        }
+    fn go(&mut self, way: Way) -> Result<(), CannotHook> {
+        self.walk(&[way]).pop().unwrap_or(Ok(()))
     }
 
     /// For processes with threads that block SIGTRAP. Only single-instruction patches: no thread is ever inside.
@@ -68,94 +133,82 @@ impl Engine {
         }
     }
 
-    pub(super) fn fence_boundaries(&mut self, e: &Entry) -> Result<(), CannotHook> {
-        let inner: Vec<_> = e.boundaries().collect();
-        if inner.is_empty() {
-            return Ok(());
-        }
+    /// Sends threads that reach an inner boundary to the instruction's copy, once it reads int3.
+    pub(super) fn announce_boundaries(&mut self, e: &Entry) {
         for (off, copy) in e.thunk.copies.iter().skip(1).filter(|(off, _)| *off < JUMP) {
             self.traps.set(e.addr() + off, *copy);
         }
-        self.put_some(e.addr(), &[INT3; JUMP], &inner)
     }
 
-    /// fenced -> jump. Where the boundaries must keep their int3, the displacement has it there.
+    /// trap -> fenced
+    pub(super) fn fence_boundaries(&mut self, e: &Entry) -> Result<(), CannotHook> {
+        self.announce_boundaries(e);
+        self.go(e.way_in(Form::Fenced).drain(FENCED).collect())
+    }
+
+    /// fenced -> jump
     pub(super) fn put_jump(&mut self, e: &Entry) -> Result<(), CannotHook> {
-        let bytes = jump(e.addr(), e.thunk.at);
-        let inner: Vec<_> = e.boundaries().collect();
-        let between: Vec<_> = (1..JUMP).filter(|i| !inner.contains(i)).collect();
-        let differing: Vec<_> = inner.into_iter().filter(|&i| bytes[i] != INT3).collect();
-        self.put_some(e.addr(), &bytes, &between)?;
-        if !differing.is_empty() {
-            self.put_some(e.addr(), &bytes, &differing)?;
-        }
-        self.put(e.addr(), &bytes[..1])
+        self.go(e.way_in(Form::Jump).split_off(FENCED.end))
     }
 
+    /// trap -> short
     pub(super) fn put_short(&mut self, e: &Entry) -> Result<(), CannotHook> {
-        let Some(pad) = e.pad else { return Ok(()) };
-        let bytes = short(e.addr(), pad);
-        self.put_some(e.addr(), &bytes, &[1])?;
-        self.put(e.addr(), &bytes[..1])
+        self.go(e.way_in(Form::Short).split_off(FENCED.end))
     }
 
     /// Any form -> trap: first byte int3, the rest of the window as it was.
     pub(super) fn back_to_trap(&mut self, e: &mut Entry) -> Result<(), CannotHook> {
-        if e.form == Form::Trap {
-            return Ok(());
-        }
-        let addr = e.addr();
-        self.put(addr, &[INT3])?;
-        let inner: Vec<_> = e.boundaries().collect();
-        let covered = e.covers().len().min(e.original.len());
-        // A boundary that was overwritten by a jump (nobody is there) must not show an instruction before its tail.
-        if e.form == Form::Jump && !inner.is_empty() {
-            self.put_some(addr, &[INT3; JUMP], &inner)?;
-        }
-        let between: Vec<_> = (1..covered).filter(|i| !inner.contains(i)).collect();
-        let original = e.original.clone();
-        if !between.is_empty() {
-            self.put_some(addr, &original, &between)?;
-        }
-        if !inner.is_empty() && matches!(e.form, Form::Jump | Form::Fenced) {
-            self.put_some(addr, &original, &inner)?;
-            inner.iter().for_each(|off| self.traps.retire(addr + off));
+        let mut way = e.way_back();
+        way.pop();
+        self.go(way)?;
+        if matches!(e.form, Form::Jump | Form::Fenced) {
+            e.boundaries().for_each(|off| self.traps.retire(e.addr() + off));
         }
         e.form = Form::Trap;
         Ok(())
     }
 
-    pub(super) fn remove(&mut self, e: &mut Entry) -> Detached {
-        e.site.set_want(Want::default());
-        e.leaving = true;
-        let addr = e.addr();
-        let boundaries: Vec<_> = e.boundaries().collect();
-        if self.trap_blocker().is_some() && e.form != Form::Trap && e.form != Form::Fenced {
-            // In one store: no thread is inside the window, since its boundaries trapped or do not exist.
-            let len = e.covers().len();
-            let original = e.original[..len.min(e.original.len())].to_vec();
-            if self.text.write_at_once(addr, &original) != Some(true) {
-                return Detached::Later;
-            }
-            boundaries.iter().for_each(|off| self.traps.retire(addr + off));
-        } else if self.back_to_trap(e).is_err() || self.put(addr, &e.original[..1]).is_err() {
-            return Detached::Later;
+    /// Takes the patches back; the entries are out of the table.
+    pub(super) fn remove_all(&mut self, entries: &mut [Entry]) -> Vec<Detached> {
+        let blocked = !entries.is_empty() && self.trap_blocker().is_some();
+        // In one store: no thread is inside the window, since its boundaries trapped or do not exist.
+        let at_once = |e: &Entry| blocked && e.form != Form::Trap && e.form != Form::Fenced;
+        for e in entries.iter_mut() {
+            e.site.set_want(Want::default());
+            e.leaving = true;
         }
-        self.traps.retire(addr);
-        e.form = Form::Bare;
-        e.leaving = false;
-        if let Some(pad) = e.pad {
-            self.leave_pad(e);
-            // At once in a quiet program; else by `upgrade`, since looking at many threads takes time.
-            if self.grace.looked.is_none_or(|t| t.elapsed() > Duration::from_millis(10)) {
-                self.look_around();
-                self.restore_pads();
-            }
-            if self.pads.contains_key(&pad) {
-                return Detached::Later;
+        let ways: Vec<_> = entries.iter().map(|e| if at_once(e) { vec![] } else { e.way_back() }).collect();
+        let walked = self.walk(&ways);
+        let mut pads = Vec::with_capacity(entries.len());
+        for (e, walked) in entries.iter_mut().zip(&walked) {
+            let restored = if at_once(e) { self.restore_at_once(e) } else { walked.is_ok() };
+            pads.push(restored.then_some(e.pad));
+            if restored {
+                self.traps.retire(e.addr());
+                e.boundaries().for_each(|off| self.traps.retire(e.addr() + off));
+                e.form = Form::Bare;
+                e.leaving = false;
+                self.leave_pad(e);
             }
         }
-        Detached::Restored
+        // At once in a quiet program; else by `upgrade`, since looking at many threads takes time.
+        if pads.iter().flatten().flatten().next().is_some()
+            && self.grace.looked.is_none_or(|t| t.elapsed() > Duration::from_millis(10))
+        {
+            self.look_around();
+            self.restore_pads();
+        }
+        let left = |pad: &Option<usize>| pad.is_some_and(|pad| self.pads.contains_key(&pad));
+        let result = |restored: &Option<Option<usize>>| match restored {
+            Some(pad) if !left(pad) => Detached::Restored,
+            _ => Detached::Later,
+        };
+        pads.iter().map(result).collect()
+    }
+
+    fn restore_at_once(&mut self, e: &Entry) -> bool {
+        let len = e.covers().len().min(e.original.len());
+        self.text.write_at_once(e.addr(), &e.original[..len]) == Some(true)
     }
 
     /// Makes a site cover nothing but its first instruction, without a moment in which a hit is missed.
@@ -167,7 +220,7 @@ impl Engine {
     }
 
     pub(super) fn narrow_entry(&mut self, e: &mut Entry) -> Result<(), CannotHook> {
-        if e.thunk.copies.len() == 1 {
+        if e.form == Form::Bare || e.thunk.copies.len() == 1 {
             return Ok(());
         }
         if let Some(tid) = self.trap_blocker() {

@@ -54,6 +54,7 @@ impl Engine {
             }
             // Its thunk runs a copy of our instruction, even where the window ends before it.
             if boundary {
+                self.install_pending();
                 self.narrow(site)?;
             }
         }
@@ -224,16 +225,13 @@ impl Engine {
     /// A thread that blocks SIGTRAP, if any. Looking takes 20 us per thread, and 20 ms if there is one: not repeated
     /// for every site when many are attached to a process of many threads.
     pub(super) fn trap_blocker(&mut self) -> Option<i32> {
-        // A thread can always begin to block it a moment after the look; a look per site would only cost.
+        // A thread can always begin to block it a moment after the look; a look per site would only cost. Of many threads
+        // it takes a share of the processor that they leave us: not more than half of the time is spent on it.
         const NONE: Duration = Duration::from_millis(1);
-        const FEW_THREADS: Duration = Duration::from_micros(500);
+        const MOST: Duration = Duration::from_millis(10);
         const ONE: Duration = Duration::from_millis(200);
         if let Some(last) = &self.blocks_trap {
-            let valid = match last.found {
-                Some(_) => ONE,
-                None if last.took < FEW_THREADS => NONE,
-                None => 2 * NONE,
-            };
+            let valid = if last.found.is_some() { ONE } else { last.took.clamp(NONE, MOST) };
             if last.at.elapsed() < valid {
                 return last.found;
             }
