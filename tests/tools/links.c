@@ -3,6 +3,7 @@
 //                                          SECOND is another file
 //   links multi PATH FIRST STEP N [PID]    one uprobe_multi link on N functions; READY ns; on SIGTERM: COUNT n
 //   links perf PATH FIRST STEP N           the same as N perf links
+//   links ioctl PATH FIRST STEP N          the same as N perf events, with PERF_EVENT_IOC_SET_BPF
 //   links override PATH OFFSET VALUE RET   bpf_override_return(VALUE) at OFFSET (RET 1: return probe); ATTACHED errno
 //   links signal PATH OFFSET SIGNAL        bpf_send_signal(SIGNAL) at OFFSET; ATTACHED errno
 //   links pulse PATH OFFSET [SEMAPHORE]    a link; for each line read COUNT n, for the line `close` it is closed first
@@ -238,7 +239,8 @@ static void cases(const char *path, uint64_t off, uint64_t other, const char *se
 static volatile int stop;
 static void on_term(int s) { (void)s; stop = 1; }
 
-static void many(int argc, char **argv, int as_multi) {
+static void many(int argc, char **argv) {
+  int as_multi = !strcmp(argv[1], "multi"), as_link = !strcmp(argv[1], "perf");
   int n = atoi(argv[5]), map = map_create();
   uint64_t first = strtoull(argv[3], 0, 0), step = strtoull(argv[4], 0, 0), *offsets = calloc(n, 8);
   for (int i = 0; i < n; i++) offsets[i] = first + i * step;
@@ -252,9 +254,10 @@ static void many(int argc, char **argv, int as_multi) {
   for (int i = 0; i < n && !as_multi; i++) {
     int ev = uprobe_event(argv[2], offsets[i], 0, 0);
     if (ev < 0) die("perf_event_open");
-    if (perf_link(ev, prog, i) < 0) die("LINK_CREATE");
+    if (as_link && perf_link(ev, prog, i) < 0) die("LINK_CREATE");
+    if (!as_link && ioctl(ev, PERF_EVENT_IOC_SET_BPF, prog) < 0) die("SET_BPF");
     if (ioctl(ev, PERF_EVENT_IOC_ENABLE, 0) < 0) die("ENABLE");
-    close(ev);
+    if (as_link) close(ev);
   }
   clock_gettime(CLOCK_MONOTONIC, &b);
   printf("READY %ld\n", (b.tv_sec - a.tv_sec) * 1000000000l + b.tv_nsec - a.tv_nsec);
@@ -341,8 +344,7 @@ int main(int argc, char **argv) {
   signal(SIGTERM, on_term);
   const char *what = argc > 1 ? argv[1] : "";
   if (argc > 5 && !strcmp(what, "cases")) cases(argv[2], strtoull(argv[3], 0, 0), strtoull(argv[4], 0, 0), argv[5]);
-  else if (argc > 5 && !strcmp(what, "multi")) many(argc, argv, 1);
-  else if (argc > 5 && !strcmp(what, "perf")) many(argc, argv, 0);
+  else if (argc > 5 && (!strcmp(what, "multi") || !strcmp(what, "perf") || !strcmp(what, "ioctl"))) many(argc, argv);
   else if (argc > 5 && !strcmp(what, "override")) change(argv[2], strtoull(argv[3], 0, 0), 58, atoi(argv[4]), atoi(argv[5]));
   else if (argc > 4 && !strcmp(what, "signal")) change(argv[2], strtoull(argv[3], 0, 0), 109, atoi(argv[4]), 0);
   else if (argc > 3 && !strcmp(what, "pulse")) pulse(argv[2], strtoull(argv[3], 0, 0), argc > 4 ? strtoull(argv[4], 0, 0) : 0);

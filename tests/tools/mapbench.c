@@ -1,6 +1,6 @@
 // Nanoseconds per operation on maps inside of a program, by BPF_PROG_TEST_RUN: on the kernel or, preloaded, on bpftime.
 //   mapbench             one line per operation: NAME ns, median of runs, less than what the loop itself costs
-//   mapbench threads N   operations per microsecond of N threads on one map: per-CPU hash, hash, array
+//   mapbench threads N   operations per microsecond of N threads on one map each
 #define _GNU_SOURCE
 #include <errno.h>
 #include <linux/bpf.h>
@@ -103,22 +103,30 @@ static double ns_per_op(int prog, volatile uint64_t *consumer, volatile uint64_t
 
 static double loop_costs;
 
+static void ring_of(int map, volatile uint64_t **consumer, volatile uint64_t **producer) {
+  *consumer = mmap(0, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, map, 0), *producer = mmap(0, 4096, PROT_READ, MAP_SHARED, map, 4096);
+  if (*consumer == MAP_FAILED || *producer == MAP_FAILED) die("mmap");
+}
+
 static void report(const char *name, enum op op, int map) {
   volatile uint64_t *consumer = 0, *producer = 0;
-  if (op == RESERVE_SUBMIT) {
-    consumer = mmap(0, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, map, 0), producer = mmap(0, 4096, PROT_READ, MAP_SHARED, map, 4096);
-    if (consumer == MAP_FAILED || producer == MAP_FAILED) die("mmap");
-  }
+  if (op == RESERVE_SUBMIT) ring_of(map, &consumer, &producer);
   double ns = ns_per_op(program(op, map), consumer, producer);
   if (op == NOTHING) loop_costs = ns;
   printf("%s %.1f\n", name, op == NOTHING ? ns : ns - loop_costs);
 }
 
 static volatile int go, stop;
+static volatile uint64_t *ring_consumer, *ring_producer;
+
+// The ring is emptied after each run.
 static void *hammer(void *arg) {
   long done = 0;
   while (!go) ;
-  while (!stop) run((int)(long)arg), done += OPS;
+  while (!stop) {
+    run((int)(long)arg), done += OPS;
+    if (ring_consumer) *ring_consumer = *ring_producer;
+  }
   return (void *)done;
 }
 
@@ -140,8 +148,12 @@ int main(int argc, char **argv) {
   int hash = map_of(BPF_MAP_TYPE_HASH, 4, 8, 8192), ph = map_of(BPF_MAP_TYPE_PERCPU_HASH, 4, 8, 8192), lru = map_of(BPF_MAP_TYPE_LRU_HASH, 4, 8, 8192);
   if (argc == 3 && !strcmp(argv[1], "threads")) {
     int n = atoi(argv[2]);
-    threads("array_lookup", program(LOOKUP, array), n), threads("hash_lookup", program(LOOKUP, hash), n);
+    int ring = map_of(BPF_MAP_TYPE_RINGBUF, 0, 0, RING);
+    threads("array_lookup", program(LOOKUP, array), n), threads("percpu_array_lookup", program(LOOKUP, pa), n);
+    threads("hash_lookup", program(LOOKUP, hash), n);
     threads("hash_update", program(UPDATE, hash), n), threads("percpu_hash_update", program(UPDATE, ph), n);
+    ring_of(ring, &ring_consumer, &ring_producer);
+    threads("ringbuf_reserve_submit_64B", program(RESERVE_SUBMIT, ring), n);
     return 0;
   }
   report("loop", NOTHING, 0);

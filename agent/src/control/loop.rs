@@ -179,7 +179,6 @@ fn drain(fd: &OwnedFd) -> bool {
     }
     any
 }
-}
 
 /// Watches the runtime directories for new sockets.
 struct Watch {

@@ -2,6 +2,7 @@
 //! `EXE bytecode memory repeat` prints `compile_ns exec_ns_per_run result_hex memhash_hex compile_warm_ns`.
 
 use super::source::Built;
+use super::{kernel, sbpf};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -31,11 +32,14 @@ pub const ENGINES: &[Engine] = &[
     Engine { name: "clang", runner: None, input: |built| &built.clang },
     Engine { name: "bpftime", runner: Some("bin/bpftime-vm-bench"), input: |built| &built.bytecode },
     Engine { name: "rbpf", runner: None, input: |built| &built.bytecode },
+    Engine { name: "sbpf", runner: None, input: |built| &built.bytecode },
+    Engine { name: "kernel", runner: None, input: |built| &built.bytecode },
 ];
 
 impl Engine {
     pub fn exists(&self) -> bool {
-        self.runner.is_none_or(|runner| bpftime_tests::dist(runner).exists())
+        let allowed = self.name != "kernel" || bpftime_tests::kernel_is_oracle();
+        allowed && self.runner.is_none_or(|runner| bpftime_tests::dist(runner).exists())
     }
 
     /// `None` when the engine refuses the program or dies of it.
@@ -65,16 +69,18 @@ impl Engine {
 }
 
 /// What a peer needs to be timed.
-type Run = Box<dyn FnMut(&mut [u8]) -> u64>;
-type Failure = Box<dyn std::error::Error>;
+pub type Run = Box<dyn FnMut(&mut [u8]) -> u64>;
+pub type Failure = Box<dyn std::error::Error>;
 
 /// The other end of the protocol: never returns.
 pub fn child(engine: &str, args: &[String]) -> ! {
-    let load: fn(&[u8], &str) -> Result<Run, Failure> = match engine {
-        "rbpf" => rbpf,
-        _ => native,
+    let spoken = match engine {
+        "rbpf" => speak(rbpf, args),
+        "sbpf" => speak(sbpf::load, args),
+        "kernel" => kernel::speak(args),
+        _ => speak(native, args),
     };
-    match speak(load, args) {
+    match spoken {
         Ok(()) => std::process::exit(0),
         Err(failure) => {
             eprintln!("{engine}: {failure}");
@@ -94,9 +100,7 @@ fn speak(load: fn(&[u8], &str) -> Result<Run, Failure>, args: &[String]) -> Resu
     let bytes = unsafe { std::slice::from_raw_parts_mut(words.as_mut_ptr().cast::<u8>(), memory.len()) };
     bytes.copy_from_slice(&memory);
     let result = run(bytes);
-    let hash = bytes
-        .iter()
-        .fold(0xcbf2_9ce4_8422_2325_u64, |h, b| (h ^ u64::from(*b)).wrapping_mul(0x100_0000_01b3));
+    let after = bytes.to_vec();
     let start = Instant::now();
     while start.elapsed() < Duration::from_millis(2) {
         run(bytes);
@@ -113,8 +117,15 @@ fn speak(load: fn(&[u8], &str) -> Result<Run, Failure>, args: &[String]) -> Resu
         warm.push(start.elapsed().as_nanos());
     }
     warm.sort_unstable();
-    println!("{} {per_run:.3} {result:x} {hash:x} {}", cold.as_nanos(), warm[2]);
+    print(cold.as_nanos() as f64, per_run, result, &after, warm[2] as f64);
     Ok(())
+}
+
+/// The protocol's line.
+pub fn print(cold_ns: f64, run_ns: f64, result: u64, memory: &[u8], warm_ns: f64) {
+    let fnv = |h: u64, b: &u8| (h ^ u64::from(*b)).wrapping_mul(0x100_0000_01b3);
+    let hash = memory.iter().fold(0xcbf2_9ce4_8422_2325_u64, fnv);
+    println!("{cold_ns:.0} {run_ns:.3} {result:x} {hash:x} {warm_ns:.0}");
 }
 
 fn thread_time() -> Duration {

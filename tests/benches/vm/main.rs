@@ -7,13 +7,13 @@
 //! of gcc and clang -O2. `!` marks a result or memory that differs from native's, `-` what an engine does not run.
 
 mod engine;
+mod kernel;
 mod report;
+mod sbpf;
 mod source;
+mod trials;
 
-use engine::{ENGINES, Engine, Sample};
 use report::Row;
-use source::Built;
-use std::path::Path;
 
 /// What the command line asks for.
 struct Args {
@@ -30,11 +30,13 @@ fn main() {
         engine::child(engine, rest);
     }
     let args = parse(&args);
-    pin();
+    trials::pin();
     let scratch = bpftime_tests::Scratch::new();
     let dir = scratch.path("");
-    let rows: Vec<Row> =
-        source::programs(&args.programs).iter().map(|source| row(source, &dir, args.trials)).collect();
+    let rows: Vec<Row> = source::programs(&args.programs)
+        .iter()
+        .map(|source| trials::row(source, &dir, args.trials))
+        .collect();
     print!("{}", if args.json { report::json(&rows) } else { report::table(&rows) });
     if rows.iter().any(|row| row.is_wrong("bpftime")) {
         std::process::exit(1);
@@ -54,34 +56,4 @@ fn parse(args: &[String]) -> Args {
         }
     }
     parsed
-}
-
-/// Stays on the CPU it runs on; the engines inherit that.
-fn pin() {
-    // SAFETY: a set of our own for the kernel to read; zeros are an empty one.
-    unsafe {
-        let mut cpus: libc::cpu_set_t = std::mem::zeroed();
-        libc::CPU_SET(libc::sched_getcpu().max(0) as usize, &mut cpus);
-        libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &raw const cpus);
-    }
-}
-
-fn row(source: &Path, dir: &Path, trials: usize) -> Row {
-    let built = Built::new(source, dir);
-    let mut row = Row::new(&built.name);
-    let engines: Vec<&Engine> = ENGINES.iter().filter(|engine| engine.exists()).collect();
-    let repeat = engines[0].run(&built, 1).map_or(1, |sample| calibrated(&sample));
-    for trial in 0..trials {
-        for turn in 0..engines.len() {
-            // Another one goes first each time.
-            let engine = engines[(turn + trial) % engines.len()];
-            row.add(engine.name, engine.run(&built, repeat));
-        }
-    }
-    row
-}
-
-/// Runs that take about ten milliseconds.
-fn calibrated(sample: &Sample) -> u64 {
-    ((10e6 / sample.exec_ns.max(1.0)) as u64).clamp(1, 2_000_000)
 }

@@ -62,6 +62,25 @@ impl Row {
         answers(engine).iter().any(|answer| Some(answer) != right.first())
     }
 
+    /// The program's name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The engine's runs in the order of the trials, as ratios to native's median; empty where they are wrong.
+    pub fn ratios(&self, engine: &str) -> Vec<f64> {
+        let native = self.native().unwrap_or(f64::NAN);
+        if self.is_wrong(engine) {
+            return Vec::new();
+        }
+        self.values(engine, |sample| sample.exec_ns).into_iter().map(|ns| ns / native).collect()
+    }
+
+    /// Microseconds that loading and compiling took each time.
+    pub fn loads(&self, engine: &str) -> Vec<f64> {
+        self.values(engine, |sample| sample.warm_ns).into_iter().map(|ns| ns / 1e3).collect()
+    }
+
     /// The widest spread of the row's cells.
     fn spread(&self) -> f64 {
         let spread = |engine: &str| {
@@ -80,7 +99,7 @@ impl Row {
     }
 }
 
-fn geomean(values: &[f64]) -> f64 {
+pub fn geomean(values: &[f64]) -> f64 {
     (values.iter().map(|value| value.ln()).sum::<f64>() / values.len().max(1) as f64).exp()
 }
 
