@@ -2,7 +2,7 @@
 
 use super::semaphore::Semaphores;
 use super::session::{Link, Object, Session};
-use crate::hook::{Engine, Site, Want};
+use crate::hook::{BATCH, Engine, Site, Want};
 use crate::resolve::{self, Mapping};
 use crate::run::enter::{Entry, Programs};
 use crate::sample::{self, Events, Samplers, Timers};
@@ -175,20 +175,28 @@ impl Sites {
 
     /// Makes the probes at `dirty` what the links say now.
     pub fn publish(&mut self, sessions: &mut [Session], dirty: Dirty) {
+        // In order: neighbours share pages of text and of thunks. Some at a time: what is made on the way stays small.
+        let mut addrs: Vec<_> = dirty.into_iter().collect();
+        addrs.sort_unstable();
+        let fresh = addrs.iter().filter(|addr| !self.lists.contains_key(addr)).count();
+        self.engine.expect(fresh);
+        self.lists.reserve(fresh);
+        addrs.chunks(BATCH).for_each(|some| self.publish_some(sessions, some));
+    }
+
+    fn publish_some(&mut self, sessions: &mut [Session], addrs: &[usize]) {
         let (mut wanted, mut gone) = (Vec::new(), Vec::new());
-        for addr in dirty {
-            let programs = self.collect(sessions, addr);
+        for addr in addrs {
+            let programs = self.collect(sessions, *addr);
             let want = Want { entry: !programs.entry.is_empty(), ret: !programs.ret.is_empty() };
             if want == Want::default() {
-                self.semaphores.lower(addr);
-                gone.push(addr);
+                self.semaphores.lower(*addr);
+                gone.push(*addr);
             } else {
-                wanted.push((addr, want, programs));
+                wanted.push((*addr, want, programs));
             }
         }
         self.remove(&gone);
-        // In order: neighbours share pages of text and of thunks.
-        wanted.sort_unstable_by_key(|(addr, ..)| *addr);
         for (addr, installed) in self.install(wanted) {
             if installed {
                 self.raise_semaphore(sessions, addr);

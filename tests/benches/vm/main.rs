@@ -8,6 +8,7 @@
 
 mod engine;
 mod kernel;
+#[allow(dead_code, reason = "the table bench asks for other things")]
 mod report;
 mod sbpf;
 mod source;

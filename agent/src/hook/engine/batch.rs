@@ -6,8 +6,9 @@ use super::{CannotHook, Detached, Engine, Entry, Form};
 use crate::hook::maps::Maps;
 use crate::hook::{Mute, Site, Want};
 
-/// Small enough that threads which were asked whether they block SIGTRAP were asked a moment ago.
-const BATCH: usize = 256;
+/// Sites that are written together. Few enough that threads which were asked whether they block SIGTRAP were asked a
+/// moment ago.
+pub const BATCH: usize = 256;
 
 impl Engine {
     /// Probes `addr`, or changes what is wanted there. After an error nothing is changed.
@@ -20,8 +21,6 @@ impl Engine {
     pub fn attach_all(&mut self, wanted: &[(usize, Want)]) -> Vec<Result<&'static Site, CannotHook>> {
         let _quiet = Mute::new();
         let mut results = Vec::with_capacity(wanted.len());
-        // A first instruction and, mostly, two more boundaries.
-        self.traps.reserve(wanted.len() * 3);
         for some in wanted.chunks(BATCH) {
             let first = results.len();
             results.extend(some.iter().map(|(addr, want)| self.prepare_probe(*addr, *want)));
@@ -34,6 +33,12 @@ impl Engine {
             }
         }
         results
+    }
+
+    /// Tells how many sites are coming: tables are made large enough at once.
+    pub fn expect(&mut self, sites: usize) {
+        // A first instruction and, mostly, two more boundaries.
+        self.traps.reserve(sites * 3);
     }
 
     /// Ends the probe and restores the text byte for byte.
@@ -56,7 +61,8 @@ impl Engine {
                 entries.extend(self.entries.remove(addr));
             }
         }
-        for (i, result) in at.into_iter().zip(self.remove_all(&mut entries)) {
+        let mut leaving: Vec<&mut Entry> = entries.iter_mut().map(|e: &mut Box<Entry>| &mut **e).collect();
+        for (i, result) in at.into_iter().zip(self.remove_all(&mut leaving)) {
             results[i] = result;
         }
         entries.into_iter().for_each(|e| self.enter(e));
@@ -64,7 +70,7 @@ impl Engine {
     }
 
     /// Puts an entry (back) into the table.
-    pub(super) fn enter(&mut self, e: Entry) {
+    pub(super) fn enter(&mut self, e: Box<Entry>) {
         if e.waits() {
             self.unsettled.insert(e.addr());
         }
@@ -93,7 +99,7 @@ impl Engine {
         let entry = self.prepare(site, want, &code)?;
         site.set_want(want);
         // Others see what it claims; its text is as before, which is what they take it to be.
-        self.entries.insert(addr, entry);
+        self.entries.insert(addr, Box::new(entry));
         self.pending.push(addr);
         Ok(site)
     }
@@ -101,7 +107,8 @@ impl Engine {
     /// Writes the patches of all sites that are prepared.
     pub(super) fn install_pending(&mut self) {
         let pending = std::mem::take(&mut self.pending);
-        let mut batch: Vec<Entry> = pending.iter().filter_map(|addr| self.entries.remove(addr)).collect();
+        let mut batch: Vec<Box<Entry>> =
+            pending.iter().filter_map(|addr| self.entries.remove(addr)).collect();
         let results = self.install_all(&mut batch);
         for (mut e, result) in batch.into_iter().zip(results) {
             let addr = e.addr();
@@ -119,10 +126,10 @@ impl Engine {
         }
     }
 
-    fn install_all(&mut self, batch: &mut [Entry]) -> Vec<Result<(), CannotHook>> {
+    fn install_all(&mut self, batch: &mut [Box<Entry>]) -> Vec<Result<(), CannotHook>> {
         let blocked = !batch.is_empty() && self.trap_blocker().is_some();
         // No int3 while a thread blocks SIGTRAP: such patches have no inner boundary.
-        let at_once = |e: &Entry| blocked && e.thunk.copies.len() == 1 && e.form != Form::Trap;
+        let at_once = |e: &Entry| blocked && e.thunk.moved.len() == 1 && e.form != Form::Trap;
         batch.iter().for_each(|e| self.announce(e));
         let pads: Vec<_> = batch.iter().map(|e| e.way_to_pad()).collect();
         let mut results = self.walk(&pads);

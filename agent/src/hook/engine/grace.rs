@@ -105,7 +105,7 @@ impl Engine {
 
     pub(super) fn advance_entry(&mut self, e: &mut Entry) -> bool {
         if e.leaving {
-            return self.remove_all(std::slice::from_mut(e)) == [Detached::Later] && e.leaving;
+            return self.remove_all(&mut [&mut *e]) == [Detached::Later] && e.leaving;
         }
         if e.since >= self.grace.ended {
             return true;

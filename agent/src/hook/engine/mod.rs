@@ -6,8 +6,10 @@ mod patch;
 mod prepare;
 mod syscall;
 
+pub use batch::BATCH;
 pub use syscall::{Call, fits_a_line, short_reaches};
 
+use super::made::Moved;
 use super::maps::Maps;
 use super::near::Near;
 use super::plan::{JUMP, SHORT};
@@ -102,8 +104,16 @@ struct Built {
     at: usize,
     /// Which routine it calls.
     landing: usize,
+    /// By displaced instruction.
+    moved: &'static [Moved],
+}
+
+impl Built {
     /// By displaced instruction: offset from the site, address of the copy.
-    copies: Vec<(usize, usize)>,
+    fn copies(&self) -> impl Iterator<Item = (usize, usize)> + use<> {
+        let at = self.at;
+        self.moved.iter().map(move |(from, to)| (*from as usize, at + *to as usize))
+    }
 }
 
 struct Entry {
@@ -141,7 +151,7 @@ impl Entry {
         self.form == Form::Fenced || self.leaving
     }
     fn boundaries(&self) -> impl Iterator<Item = usize> + '_ {
-        self.thunk.copies.iter().skip(1).map(|(off, _)| *off).filter(|off| *off < JUMP)
+        self.thunk.copies().skip(1).map(|(off, _)| off).filter(|off| *off < JUMP)
     }
 }
 
@@ -179,7 +189,7 @@ pub struct Engine {
     maps: Maps,
     traps: Traps,
     /// By address; also detached ones, whose thunks are used again.
-    entries: BTreeMap<usize, Entry>,
+    entries: BTreeMap<usize, Box<Entry>>,
     pads: BTreeMap<usize, Pad>,
     grace: Grace,
     blocks_trap: Option<Look>,
@@ -246,7 +256,7 @@ impl Engine {
         for e in self.entries.values_mut().filter(|e| ranges.iter().any(|r| r.contains(&e.site.addr))) {
             e.site.set_want(Want::default());
             self.traps.forget(e.site.addr);
-            for off in e.thunk.copies.iter().map(|(off, _)| *off) {
+            for (off, _) in e.thunk.copies() {
                 self.traps.forget(e.site.addr + off);
             }
             e.form = Form::Bare;
@@ -263,7 +273,7 @@ impl Engine {
         let _quiet = Mute::new();
         self.look_around();
         let mut waiting = std::mem::take(&mut self.unsettled);
-        waiting.retain(|addr| self.entries.get(addr).is_some_and(Entry::waits) && self.advance(*addr));
+        waiting.retain(|addr| self.entries.get(addr).is_some_and(|e| e.waits()) && self.advance(*addr));
         self.unsettled.append(&mut waiting);
         self.unsettled.len() + self.restore_pads()
     }

@@ -135,8 +135,8 @@ impl Engine {
 
     /// Sends threads that reach an inner boundary to the instruction's copy, once it reads int3.
     pub(super) fn announce_boundaries(&mut self, e: &Entry) {
-        for (off, copy) in e.thunk.copies.iter().skip(1).filter(|(off, _)| *off < JUMP) {
-            self.traps.set(e.addr() + off, *copy);
+        for (off, copy) in e.thunk.copies().skip(1).filter(|(off, _)| *off < JUMP) {
+            self.traps.set(e.addr() + off, copy);
         }
     }
 
@@ -169,7 +169,7 @@ impl Engine {
     }
 
     /// Takes the patches back; the entries are out of the table.
-    pub(super) fn remove_all(&mut self, entries: &mut [Entry]) -> Vec<Detached> {
+    pub(super) fn remove_all(&mut self, entries: &mut [&mut Entry]) -> Vec<Detached> {
         let blocked = !entries.is_empty() && self.trap_blocker().is_some();
         // In one store: no thread is inside the window, since its boundaries trapped or do not exist.
         let at_once = |e: &Entry| blocked && e.form != Form::Trap && e.form != Form::Fenced;
@@ -220,7 +220,7 @@ impl Engine {
     }
 
     pub(super) fn narrow_entry(&mut self, e: &mut Entry) -> Result<(), CannotHook> {
-        if e.form == Form::Bare || e.thunk.copies.len() == 1 {
+        if e.form == Form::Bare || e.thunk.moved.len() == 1 {
             return Ok(());
         }
         if let Some(tid) = self.trap_blocker() {

@@ -48,7 +48,7 @@ impl Engine {
             .collect();
         for (site, first_len, covered) in earlier {
             let e = &self.entries[&site];
-            let boundary = e.thunk.copies.iter().any(|(off, _)| site + off == addr);
+            let boundary = e.thunk.copies().any(|(off, _)| site + off == addr);
             if addr < site + first_len || (covered && !boundary) {
                 return Err(CannotHook::InsideInstruction { addr, site });
             }
@@ -193,7 +193,7 @@ impl Engine {
         let lands = [self.landing, landing(true, true)].contains(&e.thunk.landing)
             || e.thunk.landing == landing(false, true) && self.landing == landing(false, false);
         let same = lands
-            && e.thunk.copies.len() == insns.len()
+            && e.thunk.moved.len() == insns.len()
             && e.original.len() == len
             && code.starts_with(&e.original);
         (fits && same).then(|| e.thunk.clone())
@@ -213,13 +213,9 @@ impl Engine {
         if !written {
             return Err(CannotHook::NoMemory(site.addr));
         }
-        let copies: Vec<_> = insns
-            .iter()
-            .zip(&made.starts)
-            .map(|(i, start)| (i.ip() as usize - site.addr, at + start))
-            .collect();
-        made::remember(at, made.bytes.len(), site.addr, &copies);
-        Ok(Built { at, landing, copies })
+        let moved = insns.iter().zip(&made.starts).map(|(i, start)| (i.ip() as usize - site.addr, *start));
+        let moved = made::remember(at, made.bytes.len(), site.addr, moved);
+        Ok(Built { at, landing, moved })
     }
 
     /// A thread that blocks SIGTRAP, if any. Looking takes 20 us per thread, and 20 ms if there is one: not repeated

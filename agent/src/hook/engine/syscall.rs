@@ -75,14 +75,14 @@ impl Engine {
         };
         let writes: Vec<_> = at_once.iter().map(|(c, e)| (c.from, patch(c, e))).collect();
         for (call, e) in &at_once {
-            e.thunk.copies.iter().for_each(|(off, copy)| self.traps.set(call.from + off, *copy));
+            e.thunk.copies().for_each(|(off, copy)| self.traps.set(call.from + off, copy));
         }
         let written = self.text.write_each_at_once(&writes);
         for (call, mut entry) in at_once {
             if !written.contains(&call.from) {
                 self.leave_pad(&mut entry);
             } else {
-                self.entries.insert(call.from, entry);
+                self.entries.insert(call.from, Box::new(entry));
                 self.calls.insert(call.from);
                 done.push(call);
             }
@@ -106,7 +106,7 @@ impl Engine {
         for addr in &written {
             self.calls.remove(addr);
             if let Some(mut e) = self.entries.remove(addr) {
-                e.thunk.copies.iter().for_each(|(off, _)| self.traps.retire(addr + off));
+                e.thunk.copies().for_each(|(off, _)| self.traps.retire(addr + off));
                 self.leave_pad(&mut e);
             }
         }
@@ -224,10 +224,10 @@ impl Engine {
         if !written {
             return Err(CannotHook::NoMemory(call.from));
         }
-        let copies: Vec<_> =
-            displaced.iter().zip(starts).map(|(i, s)| (i.ip() as usize - call.from, at + s)).collect();
-        made::remember(at, moved.code.len(), call.from, &copies);
-        Ok(Built { at, landing: 0, copies })
+        let len = moved.code.len();
+        let moved = displaced.iter().zip(starts).map(|(i, start)| (i.ip() as usize - call.from, start));
+        let moved = made::remember(at, len, call.from, moved);
+        Ok(Built { at, landing: 0, moved })
     }
 }
 
