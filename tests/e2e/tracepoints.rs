@@ -34,43 +34,35 @@ const CLOCK_GETTIME: i64 = 228;
 const EXIT_GROUP: i64 = 231;
 const CLONE3: i64 = 435;
 
-/// Mode, number, beginnings, ends. What else a mode does depends on the C library's state (memory, lazy loading).
-const EXPECTED: &[(&str, i64, u64, u64)] = &[
-    ("inlined", READ, 100, 100),
-    ("inlined", GETPPID, 2000, 2000),
-    ("inlined", CLOCK_GETTIME, 10, 10),
-    ("inlined", 500, 2, 2),
-    ("generated", MPROTECT, 4, 4),
-    ("generated", GETPPID, 1000, 1000),
-    ("generated", GETPID, 200, 200),
-    ("stubs", GETPPID, 801, 801),
-    // One is left by a jump out of the handler: JUMPED_OUT.
-    ("restarted", READ, 8, 8),
-    ("restarted", SIGRETURN, 4, 0),
-    ("restarted", -1, 0, 4),
-    ("restarted", SIGACTION, 6, 6),
-    ("masked", SIGRETURN, 20, 0),
-    ("masked", 14, 3, 3),
-    ("sigsys", GETPPID, 200, 200),
-    ("sigsys", SIGACTION, 3, 3),
-    ("sigsys", SIGRETURN, 1, 0),
-    ("threads", GETPPID, 8000, 8000),
-    ("threads", CLONE3, 4, 8),
-    ("threads", EXIT, 4, 0),
-    ("cancelled", EXIT, 1, 0),
-    ("children", FORK, 1, 2),
-    ("children", VFORK, 1, 2),
-    ("children", CLONE3, 2, 4),
-    ("children", 56, 1, 2),
-    ("children", EXECVE, 4, 1),
-    ("children", WAIT4, 5, 5),
-    ("children", GETPPID, 20, 20),
-    ("children", EXIT_GROUP, 2, 0),
-    ("raw_threads", CLONE3, 20, 40),
-    ("raw_threads", GETPPID, 3000, 3000),
-    ("raw_threads", EXIT, 20, 0),
-    ("closed", 3, 1021, 1021),
-    ("closed", GETPPID, 200, 200),
+/// A system call's number, its beginnings and its ends.
+type Call = (i64, u64, u64);
+
+/// By mode. What else a mode does depends on the C library's state (memory, lazy loading). One read of `restarted` is left
+/// by a jump out of the handler: JUMPED_OUT.
+const EXPECTED: &[(&str, &[Call])] = &[
+    ("inlined", &[(READ, 100, 100), (GETPPID, 2000, 2000), (CLOCK_GETTIME, 10, 10), (500, 2, 2)]),
+    ("generated", &[(MPROTECT, 4, 4), (GETPPID, 1000, 1000), (GETPID, 200, 200)]),
+    ("stubs", &[(GETPPID, 801, 801)]),
+    ("restarted", &[(READ, 8, 8), (SIGRETURN, 4, 0), (-1, 0, 4), (SIGACTION, 6, 6)]),
+    ("masked", &[(SIGRETURN, 20, 0), (14, 3, 3)]),
+    ("sigsys", &[(GETPPID, 200, 200), (SIGACTION, 3, 3), (SIGRETURN, 1, 0)]),
+    ("threads", &[(GETPPID, 8000, 8000), (CLONE3, 4, 8), (EXIT, 4, 0)]),
+    ("cancelled", &[(EXIT, 1, 0)]),
+    (
+        "children",
+        &[
+            (FORK, 1, 2),
+            (VFORK, 1, 2),
+            (CLONE3, 2, 4),
+            (56, 1, 2),
+            (EXECVE, 4, 1),
+            (WAIT4, 5, 5),
+            (GETPPID, 20, 20),
+            (EXIT_GROUP, 2, 0),
+        ],
+    ),
+    ("raw_threads", &[(CLONE3, 20, 40), (GETPPID, 3000, 3000), (EXIT, 20, 0)]),
+    ("closed", &[(3, 1021, 1021), (GETPPID, 200, 200)]),
 ];
 
 /// The mode and call of which the kernel reports one end more than we do: a handler's jump out of it leaves nothing behind.
@@ -113,9 +105,7 @@ fn counts(tool: Running) -> Counts {
 }
 
 fn modes() -> Vec<&'static str> {
-    let mut modes: Vec<_> = EXPECTED.iter().map(|e| e.0).chain(UNCOUNTED.iter().copied()).collect();
-    modes.dedup();
-    modes
+    EXPECTED.iter().map(|e| e.0).chain(UNCOUNTED.iter().copied()).collect()
 }
 
 fn run_mode(mut cmd: Command, mode: &str) {
@@ -125,7 +115,8 @@ fn run_mode(mut cmd: Command, mode: &str) {
 }
 
 fn check(counts: &Counts, side: &str) {
-    for (mode, nr, enter, exit) in EXPECTED {
+    let all = EXPECTED.iter().flat_map(|(mode, calls)| calls.iter().map(move |call| (mode, call)));
+    for (mode, (nr, enter, exit)) in all {
         let get = |map: &str| counts.get(&(map.into(), mode.to_string(), *nr)).copied().unwrap_or(0);
         let lost = u64::from(side == "bpftime" && (*mode, *nr) == JUMPED_OUT);
         assert_eq!((get("enter"), get("exit")), (*enter, exit - lost), "{side}: {mode}, call {nr}");
