@@ -2,8 +2,9 @@
 //! in the thread and at the instruction where they happen.
 //!
 //! Each thread has an event of the kernel's that answers every so many occurrences with a SIGTRAP in that very thread,
-//! before its next instruction (perf_event_attr.sigtrap, Linux 5.13). Nothing is asked for that an ordinary user may not have
-//! of his own processes; where he may not see what happens in the kernel, that is left out. Several occurrences in one system call are one signal.
+//! before its next instruction (perf_event_attr.sigtrap, Linux 5.13). Nothing is asked for that an ordinary user may not
+//! have of his own processes; where he may not see what happens in the kernel, that is left out. Several occurrences in
+//! one system call are one signal.
 //!
 //! Threads that are made later have the events from their first instruction on, by inheritance. One that was made while
 //! events were being opened may have inherited one and be given its own as well: a signal says whose event it is of, and a

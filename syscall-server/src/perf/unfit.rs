@@ -12,8 +12,8 @@ use std::sync::{Mutex, PoisonError};
 /// A file as it was when it was looked at: device, inode, size, time of its last change.
 type Seen = (u64, u64, i64, i64, i64);
 
-/// `EOPNOTSUPP` for such a file, with the reason in the log. Tools probe thousands of places of one file in a row, so the last answer
-/// is kept.
+/// `EOPNOTSUPP` for such a file, with the reason in the log. Tools probe thousands of places of one file in a row, so the
+/// last answer is kept.
 pub fn refuse(path: &[u8], st: &Stat) -> Result<(), Errno> {
     static LAST: Mutex<Option<(Seen, Option<Unfit>)>> = Mutex::new(None);
     let seen = (st.st_dev, st.st_ino, st.st_size, st.st_ctime, st.st_ctime_nsec as i64);
