@@ -1,4 +1,4 @@
-// Stacks as build ids and offsets, of the function of targets/every.c.
+// Stacks as build ids and offsets, of a function of targets/late.c.
 #include <linux/bpf.h>
 #include <linux/ptrace.h>
 #include <bpf/bpf_helpers.h>

@@ -1,4 +1,4 @@
-// Loads progs/stacks.bpf.c, attaches it to a function and for each line of input prints what it saw: the two innermost
+// Loads progs/stacks.bpf.c, attaches it to a function and for each line of input prints what it saw: the innermost
 // frames of each stack, as status, build id and offset, and the other answers.
 //   stacks OBJECT FILE OFFSET
 #include "bss.h"
@@ -26,11 +26,11 @@ int main(int argc, char **argv) {
   while (getchar() == '\n') {
     struct bpf_stack_build_id frames[8];
     long *results = (long *)(bss + variable(obj, "results"));
-    show("stack", (void *)(bss + variable(obj, "frames")), 2);
+    show("stack", (void *)(bss + variable(obj, "frames")), 3);
     show("skipped", (void *)(bss + variable(obj, "skipped")), 1);
     unsigned id = results[2];
     printf("found %d\n", bpf_map_lookup_elem(stacks, &id, frames));
-    show("by id", frames, 2);
+    show("by id", frames, 3);
     for (int i = 0; i < 10; i++) printf("%ld%c", i == 2 ? results[i] >= 0 : results[i], i < 9 ? ' ' : '\n');
     puts("END");
   }
