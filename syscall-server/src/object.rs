@@ -116,7 +116,7 @@ pub struct Events {
     pub ours: OwnedFd,
     /// A duplicate of the tool's end, to take signals back; weak in spirit: its existence keeps nothing attached.
     pub tool: OwnedFd,
-    /// Whether the tool's end is readable by our doing.
+    /// Whether the tool's end is readable by our doing; of a user ring buffer, unwritable.
     pub signalled: AtomicBool,
 }
 
