@@ -78,5 +78,5 @@ fn programs_are_run_by_test_run_under_the_kernels_conditions() {
 
 #[test]
 fn a_locked_value_is_never_seen_half_written_and_a_killed_holder_blocks_nobody() {
-    assert_eq!(printed("race").0, "map of type 2: torn 0\nmap of type 1: torn 0\n");
+    assert_eq!(printed_by("locked", "").0, "map of type 2: torn 0\nmap of type 1: torn 0\n");
 }
