@@ -12,6 +12,7 @@
 
 mod bytes;
 pub(crate) mod compile;
+mod emit;
 pub(crate) mod load;
 mod maps;
 mod probe;
