@@ -22,13 +22,16 @@ unsafe extern "C" fn init(_argc: c_int, argv: Strings, envp: Strings) {
     let _ = std::panic::catch_unwind(|| {
         // What starting takes is not the program's doing.
         let quiet = bpftime_agent::hook::Mute::new();
-        if bpftime_agent::lifecycle::start(None) && preloaded() {
+        let waits = bpftime_agent::lifecycle::start(None) && preloaded();
+        if waits {
             bpftime_agent::lifecycle::wait_ready();
             // SAFETY: passed on.
             unsafe { bpftime_agent::syscalls::report_exec(argv, envp) };
         }
         drop(quiet);
-        bpftime_agent::syscalls::arrive();
+        if waits {
+            bpftime_agent::syscalls::arrive();
+        }
     });
 }
 
@@ -56,8 +59,9 @@ pub unsafe extern "C" fn bpftime_agent_start(runtime_dir: *const c_char) -> c_in
         let quiet = bpftime_agent::hook::Mute::new();
         let started = bpftime_agent::lifecycle::start(dir);
         bpftime_agent::lifecycle::wait_ready();
+        // The thread is the injector's until it is given back: what it does before is not the program's, so that its calls
+        // are watched from its first call through a library on, like those of the other threads.
         drop(quiet);
-        bpftime_agent::syscalls::arrive();
         started
     };
     let started = std::panic::catch_unwind(std::panic::AssertUnwindSafe(start)).unwrap_or(false);

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use super::InjectError;
 use super::procfs::{Memory, Status, mask_of};
-use super::ptrace::{Regs, Resume, Stop, TraceError, Tracee};
+use super::ptrace::{Dispatch, Regs, Resume, Stop, TraceError, Tracee};
 use super::stub::{self, Stub};
 
 /// Rust code and ld.so run here; committed only as far as touched.
@@ -107,6 +107,8 @@ pub(super) struct Borrowed<'a> {
     stack: u64,
     scratch_used: u64,
     held: Vec<Held>,
+    /// The thread's syscall user dispatch, which is off while we have it: our calls are not the target's.
+    dispatch: Option<Dispatch>,
     /// The code that we ran slept: the kernel no longer knows how to continue the target's own sleep.
     restart_record_used: bool,
     /// A call did not return: its stack stays mapped because the library may still point into it.
@@ -138,6 +140,7 @@ impl<'a> Borrowed<'a> {
             stack: 0,
             scratch_used: 0,
             held: Vec::new(),
+            dispatch: None,
             restart_record_used: false,
             abandoned: false,
         };
@@ -151,6 +154,7 @@ impl<'a> Borrowed<'a> {
     }
 
     fn prepare(&mut self) -> Result<(), InjectError> {
+        self.dispatch = self.tracee.suspend_dispatch();
         let block = !SYNCHRONOUS.iter().fold(0, |set, &s| set | mask_of(s));
         self.tracee.set_sigmask(block).map_err(|e| InjectError::trace("blocking signals", e))?;
         let begin = match self.places.padding {
@@ -254,6 +258,9 @@ impl<'a> Borrowed<'a> {
         if let Some((at, value)) = self.errno {
             let _ = self.mem.write(at, &value.to_ne_bytes());
         }
+        if let Some(dispatch) = self.dispatch.take() {
+            self.tracee.resume_dispatch(dispatch);
+        }
         let home = continued(&self.home, self.restart_record_used || self.abandoned);
         self.tracee.set_regs(&home)?;
         self.tracee.set_sigmask(self.mask)?;
@@ -318,14 +325,19 @@ impl<'a> Borrowed<'a> {
         [regs.rdi, regs.rsi, regs.rdx] = args;
         self.tracee.set_regs(&regs)?;
         loop {
-            self.next_syscall_stop()?;
+            let stop = self.next_syscall_stop()?;
             let regs = self.tracee.regs()?;
             self.restart_record_used |= uses_restart_record(regs.orig_rax as i64);
-            if regs.rip == stub.marker() {
+            if regs.rip != stub.marker() {
+                continue;
+            }
+            if stop == Stop::Syscall {
                 // That was the entry. The exit stop leaves a thread that takes new registers.
                 self.next_syscall_stop()?;
-                return Ok(regs.rbx);
             }
+            // The agent may have turned it on.
+            self.dispatch = self.tracee.suspend_dispatch().or(self.dispatch);
+            return Ok(regs.rbx);
         }
     }
 
@@ -344,12 +356,14 @@ impl<'a> Borrowed<'a> {
         regs
     }
 
-    fn next_syscall_stop(&mut self) -> Result<(), TraceError> {
+    /// Runs to the next entry or exit of a system call, or to the stub's own that was dispatched as SIGSYS instead.
+    fn next_syscall_stop(&mut self) -> Result<Stop, TraceError> {
         let mut signal = 0;
         loop {
             self.tracee.resume(Resume::ToSyscall, signal)?;
             signal = match self.tracee.wait(self.deadline)? {
-                Stop::Syscall => return Ok(()),
+                Stop::Syscall => return Ok(Stop::Syscall),
+                Stop::Signal(libc::SIGSYS) if self.is_at_marker()? => return Ok(Stop::Signal(libc::SIGSYS)),
                 Stop::Signal(s) if self.is_fault(s)? => self.fault(s)?,
                 Stop::Signal(s) => {
                     self.hold(s)?;
@@ -358,6 +372,11 @@ impl<'a> Borrowed<'a> {
                 Stop::Interrupted | Stop::Group(_) => 0,
             };
         }
+    }
+
+    fn is_at_marker(&mut self) -> Result<bool, TraceError> {
+        let Some(stub) = self.stub else { return Ok(false) };
+        Ok(self.tracee.regs()?.rip == stub.marker())
     }
 
     /// Did the thread's own instruction raise this signal?

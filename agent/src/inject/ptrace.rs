@@ -15,6 +15,8 @@ use libc::{c_int, c_long, c_uint, c_void};
 /// `linux/ptrace.h`: event number of a PTRACE_INTERRUPT or group stop of a seized thread.
 const PTRACE_EVENT_STOP: i32 = 128;
 /// `linux/ptrace.h`, since Linux 3.11.
+const PTRACE_SET_SYSCALL_USER_DISPATCH_CONFIG: c_uint = 0x4210;
+const PTRACE_GET_SYSCALL_USER_DISPATCH_CONFIG: c_uint = 0x4211;
 const PTRACE_GETSIGMASK: c_uint = 0x420a;
 /// `linux/ptrace.h`, since Linux 3.11.
 const PTRACE_SETSIGMASK: c_uint = 0x420b;
@@ -168,6 +170,24 @@ impl Tracee {
         Ok(info.si_code)
     }
 
+    /// Turns the thread's syscall user dispatch off; what it was, where it was on and the kernel can tell (since Linux 6.4).
+    pub(super) fn suspend_dispatch(&mut self) -> Option<Dispatch> {
+        let (mut on, off) = (Dispatch::default(), Dispatch::default());
+        let size = size_of::<Dispatch>();
+        request(PTRACE_GET_SYSCALL_USER_DISPATCH_CONFIG, self.tid, size, &raw mut on as usize).ok()?;
+        if on.mode == off.mode {
+            return None;
+        }
+        request(PTRACE_SET_SYSCALL_USER_DISPATCH_CONFIG, self.tid, size, &raw const off as usize).ok()?;
+        Some(on)
+    }
+
+    /// Turns it on again.
+    pub(super) fn resume_dispatch(&mut self, dispatch: Dispatch) {
+        let (size, data) = (size_of::<Dispatch>(), &raw const dispatch as usize);
+        let _ = request(PTRACE_SET_SYSCALL_USER_DISPATCH_CONFIG, self.tid, size, data);
+    }
+
     /// Address of the thread's `struct rseq`, if it has registered one.
     pub(super) fn rseq_area(&mut self) -> Option<u64> {
         // struct ptrace_rseq_configuration: u64 pointer, u32 size, u32 signature, u32 flags, u32 pad
@@ -262,6 +282,16 @@ fn decode(status: i32) -> Stop {
         (0, s) if s == libc::SIGTRAP | 0x80 => Stop::Syscall,
         (_, signal) => Stop::Signal(signal),
     }
+}
+
+/// `struct ptrace_sud_config` of `linux/ptrace.h`.
+#[derive(Debug, Clone, Copy, Default)]
+#[repr(C)]
+pub(super) struct Dispatch {
+    mode: u64,
+    selector: u64,
+    offset: u64,
+    len: u64,
 }
 
 /// Waits a little longer each time: stops normally come within microseconds.
