@@ -1,8 +1,8 @@
 //! Probes that come and go under running programs.
 
-use bpftime_tests::{Finished, Running, Scratch, symbol_offset};
+use bpftime_tests::{Finished, Running, Scratch, eventually, symbol_offset};
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 const LIMIT: Duration = Duration::from_secs(60);
 
@@ -33,29 +33,12 @@ fn counts(f: &Finished) -> Vec<u64> {
     f.stdout.lines().filter_map(|l| l.strip_prefix("COUNT ")?.parse().ok()).collect()
 }
 
-/// Asks the target whether its text is as it was at start, until it says so or time is up.
-fn text_is_restored(target: &mut Running) -> bool {
-    let end = Instant::now() + Duration::from_secs(10);
-    loop {
+/// Waits until the target says that its text is as it was at start.
+fn text_is_restored(target: &mut Running) {
+    eventually("the text is restored", || {
         target.say("text");
-        match target.wait_for("text").as_str() {
-            "text same" => return true,
-            _ if Instant::now() > end => return false,
-            _ => std::thread::sleep(Duration::from_millis(20)),
-        }
-    }
-}
-
-/// Whether `done` comes true within ten seconds.
-fn eventually(mut done: impl FnMut() -> bool) -> bool {
-    let end = Instant::now() + Duration::from_secs(10);
-    while !done() {
-        if Instant::now() > end {
-            return false;
-        }
-        std::thread::sleep(Duration::from_millis(20));
-    }
-    true
+        target.wait_for("text") == "text same"
+    });
 }
 
 #[test]
@@ -95,7 +78,7 @@ fn sixty_four_threads_survive_a_thousand_attachments() {
     cmd.args(["churn", "1000"]).arg(&exe).arg(symbol_offset(&exe, "work").to_string());
     let f = Running::start(cmd).finish(Duration::from_secs(240));
     assert!(f.stdout.contains("DONE"), "{f:?}");
-    assert!(text_is_restored(&mut target));
+    text_is_restored(&mut target);
     let f = target.finish(LIMIT);
     assert!(f.status.success(), "{f:?}");
     assert!(f.stdout.contains("ERRORS 0"), "{f:?}");
@@ -109,15 +92,12 @@ fn a_tool_killed_with_sigkill_takes_its_probes_along() {
     target.say("text");
     assert_eq!(target.wait_for("text"), "text changed");
     tool.signal(libc::SIGKILL);
-    assert!(text_is_restored(&mut target));
+    text_is_restored(&mut target);
     drop(tool);
-    assert!(
-        eventually(|| {
-            let mut left = std::fs::read_dir(s.path("run")).unwrap().flatten();
-            left.all(|file| !file.file_name().to_string_lossy().ends_with(".session"))
-        }),
-        "socket file left behind"
-    );
+    eventually("no socket file is left behind", || {
+        let mut left = std::fs::read_dir(s.path("run")).unwrap().flatten();
+        left.all(|file| !file.file_name().to_string_lossy().ends_with(".session"))
+    });
     let f = target.finish(LIMIT);
     assert!(f.status.success() && f.stdout.contains("ERRORS 0"), "{f:?}");
 }

@@ -1,83 +1,28 @@
 //! Who is traced, what a program may change, what a tool leaves behind. Needs scripts/build.
 
-use bpftime_tests::{Running, Scratch, dist, symbol_offset};
-use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use bpftime_tests::many::{Many, count};
+use bpftime_tests::{Running, dist, eventually};
+use std::time::Duration;
 
 const LIMIT: Duration = Duration::from_secs(60);
 
-struct Pieces {
-    s: Scratch,
-    exe: PathBuf,
-    links: PathBuf,
-    first: u64,
-}
-
-impl Pieces {
-    fn new() -> Self {
-        let s = Scratch::new();
-        let exe = s.compile("targets/many.c", "many", &[]);
-        let links = s.compile("tools/links.c", "links", &["-w"]);
-        let first = symbol_offset(&exe, "first");
-        Self { s, exe, links, first }
-    }
-
-    /// The target with the agent.
-    fn target(&self) -> Running {
-        let mut run = Running::start(self.s.target(&self.exe));
-        run.wait_for("RUNNING");
-        run
-    }
-
-    /// The target as anybody starts it.
-    fn plain(&self) -> Running {
-        let mut run = Running::start(self.s.command(&self.exe));
-        run.wait_for("RUNNING");
-        run
-    }
-
-    /// A tool on the target's file: its first argument, then the words after the path.
-    fn tool(&self, how: &str, words: &[u64], env: &[(&str, &str)]) -> Running {
-        let mut cmd = self.s.tool(&self.links);
-        cmd.arg(how).arg(&self.exe).args(words.iter().map(u64::to_string)).envs(env.iter().copied());
-        Running::start(cmd)
-    }
-}
-
-fn ask(run: &mut Running, what: &str) -> String {
-    run.say(what);
-    run.line()
-}
-
-fn count(tool: &mut Running, what: &str) -> u64 {
-    ask(tool, what).strip_prefix("COUNT ").and_then(|n| n.parse().ok()).expect("COUNT n")
-}
-
-fn eventually(what: &str, mut done: impl FnMut() -> bool) {
-    let end = Instant::now() + LIMIT;
-    while !done() {
-        assert!(Instant::now() < end, "{what}");
-        std::thread::sleep(Duration::from_millis(20));
-    }
-}
-
 #[test]
 fn a_program_gives_the_result_in_the_functions_place() {
-    let p = Pieces::new();
+    let p = Many::new();
     let mut target = p.target();
-    assert_eq!(ask(&mut target, "v"), "value 2");
+    assert_eq!(target.ask("v"), "value 2");
     let mut tool = p.tool("override", &[p.first, 4242, 0], &[]);
     assert_eq!(tool.line(), "ATTACHED 0");
-    assert_eq!(ask(&mut target, "v"), "value 4242");
+    assert_eq!(target.ask("v"), "value 4242");
     tool.signal(libc::SIGTERM);
     assert!(tool.finish(LIMIT).status.success());
-    eventually("the function runs again", || ask(&mut target, "v") == "value 2");
+    eventually("the function runs again", || target.ask("v") == "value 2");
     assert!(target.finish(LIMIT).status.success());
 }
 
 #[test]
 fn only_a_functions_first_instruction_can_be_replaced() {
-    let p = Pieces::new();
+    let p = Many::new();
     let mut inside = p.tool("override", &[p.first + 4, 1, 0], &[]);
     assert_eq!(inside.line(), "ATTACHED 22");
     let mut on_return = p.tool("override", &[p.first, 1, 1], &[]);
@@ -86,7 +31,7 @@ fn only_a_functions_first_instruction_can_be_replaced() {
 
 #[test]
 fn a_program_signals_the_process_it_traces() {
-    let p = Pieces::new();
+    let p = Many::new();
     let mut target = p.target();
     let mut tool = p.tool("signal", &[p.first, libc::SIGUSR1 as u64], &[]);
     assert_eq!(tool.line(), "ATTACHED 0");
@@ -99,11 +44,11 @@ fn a_program_signals_the_process_it_traces() {
 
 #[test]
 fn every_process_that_maps_the_file_is_injected_when_that_is_asked_for() {
-    let p = Pieces::new();
+    let p = Many::new();
     let mut before = p.plain();
     let mut tool = p.tool("pulse", &[p.first], &[("BPFTIME_INJECT", "all")]);
     assert_eq!(tool.line(), "READY");
-    assert_eq!(ask(&mut before, "v"), "value 2");
+    assert_eq!(before.ask("v"), "value 2");
     assert_eq!(count(&mut tool, "count"), 1);
     let mut after = p.plain();
     let maps = format!("/proc/{}/maps", after.pid());
@@ -112,7 +57,7 @@ fn every_process_that_maps_the_file_is_injected_when_that_is_asked_for() {
         std::fs::read_to_string(&maps).unwrap().contains(&*agent.to_string_lossy())
     });
     eventually("its calls count", || {
-        ask(&mut after, "v");
+        after.ask("v");
         count(&mut tool, "count") > 1
     });
     assert!(before.finish(LIMIT).status.success() && after.finish(LIMIT).status.success());
@@ -120,22 +65,22 @@ fn every_process_that_maps_the_file_is_injected_when_that_is_asked_for() {
 
 #[test]
 fn nobody_is_injected_unasked() {
-    let p = Pieces::new();
+    let p = Many::new();
     let mut plain = p.plain();
     let mut tool = p.tool("pulse", &[p.first], &[]);
     assert_eq!(tool.line(), "READY");
-    assert_eq!(ask(&mut plain, "v"), "value 2");
+    assert_eq!(plain.ask("v"), "value 2");
     assert_eq!(count(&mut tool, "count"), 0);
     assert!(!std::fs::read_to_string(format!("/proc/{}/maps", plain.pid())).unwrap().contains("libbpftime"));
 }
 
 #[test]
 fn a_child_of_a_bare_fork_counts_and_stops_counting_with_its_parent() {
-    let p = Pieces::new();
+    let p = Many::new();
     let mut target = p.target();
     let mut tool = p.tool("pulse", &[p.first], &[]);
     assert_eq!(tool.line(), "READY");
-    assert!(ask(&mut target, "f").starts_with("child "));
+    assert!(target.ask("f").starts_with("child "));
     eventually("the child's calls count", || count(&mut tool, "count") > 10);
     let last = count(&mut tool, "close");
     std::thread::sleep(Duration::from_millis(300));
@@ -146,21 +91,21 @@ fn a_child_of_a_bare_fork_counts_and_stops_counting_with_its_parent() {
 
 #[test]
 fn a_target_may_close_every_descriptor_it_does_not_know() {
-    let p = Pieces::new();
+    let p = Many::new();
     let mut target = p.target();
-    assert_eq!(ask(&mut target, "c"), "closed 0");
+    assert_eq!(target.ask("c"), "closed 0");
     let mut tool = p.tool("pulse", &[p.first], &[]);
     assert_eq!(tool.line(), "READY");
-    assert_eq!(ask(&mut target, "c"), "closed 0");
-    assert_eq!(ask(&mut target, "v"), "value 2");
+    assert_eq!(target.ask("c"), "closed 0");
+    assert_eq!(target.ask("v"), "value 2");
     assert_eq!(count(&mut tool, "count"), 1);
     count(&mut tool, "close");
-    eventually("the text is restored", || ask(&mut target, "text") == "text same");
+    eventually("the text is restored", || target.ask("text") == "text same");
 }
 
 #[test]
 fn a_runtime_directory_that_comes_back_is_seen() {
-    let p = Pieces::new();
+    let p = Many::new();
     let mut target = p.target();
     let dir = p.s.path("run");
     std::fs::remove_dir_all(&dir).unwrap();
@@ -169,14 +114,14 @@ fn a_runtime_directory_that_comes_back_is_seen() {
     let mut tool = p.tool("pulse", &[p.first], &[]);
     assert_eq!(tool.line(), "READY");
     eventually("the agent comes", || {
-        ask(&mut target, "v");
+        target.ask("v");
         count(&mut tool, "count") > 0
     });
 }
 
 #[test]
 fn what_a_tool_closes_is_let_go() {
-    let p = Pieces::new();
+    let p = Many::new();
     let mut cmd = p.s.tool(&p.links);
     cmd.args(["churn", "600"]);
     let f = Running::start(cmd).finish(LIMIT);
@@ -188,7 +133,7 @@ fn what_a_tool_closes_is_let_go() {
 
 #[test]
 fn a_full_descriptor_table_is_emfile_and_closing_makes_room() {
-    let p = Pieces::new();
+    let p = Many::new();
     let mut cmd = p.s.tool(&p.links);
     cmd.arg("full");
     let f = Running::start(cmd).finish(LIMIT);

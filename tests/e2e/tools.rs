@@ -3,40 +3,14 @@
 //! Tools of a group run at the same time against one run of the target, so a group takes as long as its slowest start.
 //! BPFTIME_TOOLS=all runs every row; without it those that cost little.
 
-use bpftime_tests::{Running, Scratch, dist};
+use bpftime_tests::tools::Says::{Finally, Histogram, Last, Lines, Number};
+use bpftime_tests::tools::{Row, Tool, all_attached, group, is_there, rare, row};
+use bpftime_tests::{Running, Scratch, root};
+use std::path::Path;
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 const LIMIT: Duration = Duration::from_secs(20);
-/// Starting many compilers at once on a busy machine.
-const START: Duration = Duration::from_secs(150);
-
-/// What a tool's output must say.
-enum Says {
-    /// So many lines contain all these words.
-    Lines(&'static [&'static str], usize),
-    /// The line with this word has this number.
-    Number(&'static str, u64),
-    /// The counts of a histogram add up to this.
-    Histogram(u64),
-}
-use Says::{Histogram, Lines, Number};
-
-/// A tool, its arguments (`EXE` stands for the target) and what it must say.
-struct Row {
-    command: &'static [&'static str],
-    says: Says,
-    /// Left out unless all are asked for.
-    rare: bool,
-}
-
-const fn row(command: &'static [&'static str], says: Says) -> Row {
-    Row { command, says, rare: false }
-}
-
-const fn rare(command: &'static [&'static str], says: Says) -> Row {
-    Row { command, says, rare: true }
-}
 
 const BCC: &[Row] = &[
     row(&["killsnoop-bpfcc"], Lines(&["events"], 3)),
@@ -51,12 +25,13 @@ const BCC: &[Row] = &[
     rare(&["funclatency-bpfcc", "EXE:work"], Histogram(7)),
     rare(&["funcslower-bpfcc", "-m", "1", "EXE:doze"], Lines(&["events", "EXE:doze"], 2)),
     rare(&["funcinterval-bpfcc", "EXE:work"], Histogram(6)),
-    rare(&["argdist-bpfcc", "-C", "r:EXE:work():int:$retval#returned"], Lines(&["$retval ="], 7)),
+    rare(&["argdist-bpfcc", "-C", "r:EXE:work():int:$retval#returned"], Finally(&["$retval ="], 7)),
     rare(&["stackcount-bpfcc", "EXE:work"], Number("    7", 7)),
     rare(&["gethostlatency-bpfcc"], Lines(&["localhost"], 2)),
     rare(&["syscount-bpfcc", "-T", "500"], Number("kill", 3)),
     rare(&["exitsnoop-bpfcc"], Lines(&["true "], 2)),
     rare(&["threadsnoop-bpfcc"], Lines(&["events", "thread"], 3)),
+    rare(&["funccount-bpfcc", "-r", "EXE:^(work|doze)$"], Number("work", 7)),
 ];
 
 const LIBBPF: &[Row] = &[
@@ -64,6 +39,7 @@ const LIBBPF: &[Row] = &[
     row(&["execsnoop"], Lines(&["/bin/true", "events-child"], 2)),
     row(&["mountsnoop"], Lines(&["umount(\"/nonexistent/m\"", "ENOENT"], 2)),
     row(&["sigsnoop", "-k"], Lines(&["events"], 3)),
+    rare(&["killsnoop"], Lines(&["events"], 3)),
     row(&["funclatency", "EXE:work"], Histogram(7)),
     row(&["gethostlatency"], Lines(&["localhost"], 2)),
     rare(&["syscount", "-T", "500"], Number("kill", 3)),
@@ -78,168 +54,157 @@ const BPFTRACE: &[Row] = &[
     rare(&["bpftrace", "/usr/sbin/statsnoop.bt"], Lines(&["events", "/dev"], 2)),
     rare(&["bpftrace", "/usr/sbin/syncsnoop.bt"], Lines(&["events", "sys_enter_sync"], 1)),
     rare(&["bpftrace", "/usr/sbin/setuids.bt"], Lines(&["events", "setuid"], 2)),
+    rare(&["bpftrace", "/usr/sbin/syscount.bt"], Number("@syscall[110]:", 500)),
     rare(&["bpftrace", "/usr/sbin/gethostlatency.bt"], Lines(&["localhost"], 2)),
 ];
 
-/// Whether the program is installed, and what it needs beside itself.
-fn is_there(name: &str) -> bool {
-    let path = format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default());
-    path.split(':').any(|dir| std::path::Path::new(dir).join(name).exists())
-}
+/// Tools for databases and language runtimes, against `targets/dialects.c`.
+const DIALECTS: &[Row] = &[
+    row(&["mysqld_qslower-bpfcc", "PID", "1"], Lines(&["select slow"], 3)),
+    row(&["javagc", "-p", "PID", "-t", "1"], Lines(&["PID"], 2)),
+    rare(&["dbslower-bpfcc", "mysql", "-p", "PID", "-m", "1"], Lines(&["select slow"], 3)),
+    rare(&["dbstat-bpfcc", "mysql", "-p", "PID", "-u"], Histogram(7)),
+    rare(&["ucalls", "-l", "ruby", "PID"], Number("Shape.area", 6)),
+    rare(&["uflow", "-l", "ruby", "PID"], Lines(&["Shape."], 24)),
+    rare(&["ugc", "-l", "ruby", "PID"], Lines(&["GC "], 6)),
+    rare(&["uobjnew", "-l", "ruby", "PID"], Number("b'string'", 60)),
+    rare(&["uobjnew", "-l", "c", "PID"], Number("block size 12345", 123_450)),
+    rare(&["uthreads", "-l", "java", "PID"], Lines(&["Worker"], 6)),
+    rare(&["memleak-bpfcc", "-p", "PID", "-o", "0", "1"], Last("bytes in", "123450 bytes in 10 allocations")),
+    rare(&["trace-bpfcc", "-p", "PID", "u:EXE:query__start \"asked %s\", arg1"], Lines(&["asked select"], 7)),
+];
 
-/// A running tool, its output in a file.
-struct Tool {
-    row: &'static Row,
-    child: std::process::Child,
-    out: std::path::PathBuf,
-}
+/// Tools for Python, against the real one.
+const PYTHON: &[Row] = &[
+    // Python 3.11 has no entry event for functions that its interpreter calls itself, on the kernel neither.
+    row(&["uflow", "-l", "python", "PID"], Lines(&["<- ", "calls.py.area"], 24)),
+    rare(&["ugc", "-l", "python", "PID"], Lines(&["None"], 2)),
+];
 
-fn start(s: &Scratch, row: &'static Row, n: usize, exe: &str, more: &[(&str, &str)]) -> Tool {
-    let out = s.path(&format!("tool-{n}.out"));
-    let file = std::fs::File::create(&out).expect("output file");
-    let args: Vec<String> = row.command.iter().map(|a| a.replace("EXE", exe)).collect();
-    let mut cmd = s.tool(&args[0]);
-    cmd.args(&args[1..]).env("PYTHONUNBUFFERED", "1").envs(more.iter().copied());
-    cmd.env("PATH", format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default()));
-    cmd.stdin(Stdio::null()).stderr(file.try_clone().expect("output file")).stdout(file);
-    Tool { row, child: cmd.spawn().unwrap_or_else(|e| panic!("{args:?}: {e}")), out }
-}
+const BASH: &[Row] = &[
+    row(&["bashreadline"], Lines(&["echo typed"], 2)),
+    row(&["bpftrace", "/usr/sbin/bashreadline.bt"], Lines(&["echo typed"], 2)),
+    rare(&["bashreadline-bpfcc"], Lines(&["echo typed"], 2)),
+];
 
-impl Tool {
-    fn output(&self) -> String {
-        String::from_utf8_lossy(&std::fs::read(&self.out).expect("output")).into_owned()
-    }
-}
+const TLS: &[Row] = &[
+    row(&["bpftrace", "/usr/sbin/sslsnoop.bt"], Lines(&["tls", "SSL_"], 9)),
+    row(&["bpftrace", "/usr/sbin/ssllatency.bt"], Finally(&["@stat[", "count 2,"], 3)),
+];
 
-impl Drop for Tool {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-/// Links in each session, as `bpftime ps` lists them.
-fn links(s: &Scratch) -> Vec<(String, usize)> {
-    let out = s.command(dist("bin/bpftime")).arg("ps").stdin(Stdio::null()).output().expect("bpftime ps");
-    let mut sessions: Vec<(String, usize)> = Vec::new();
-    for line in String::from_utf8_lossy(&out.stdout).lines() {
-        match (line.strip_prefix("session of pid "), sessions.last_mut()) {
-            (Some(rest), _) => sessions.push((rest.split(':').next().unwrap_or_default().into(), 0)),
-            (None, Some(last)) if line.starts_with("  link ") => last.1 += 1,
-            _ => {}
-        }
-    }
-    sessions.sort();
-    sessions
-}
-
-/// Waits until every tool has attached something, and nothing more came for a second.
-fn all_attached(s: &Scratch, tools: &mut [Tool]) {
-    let end = Instant::now() + START;
-    let mut before = Vec::new();
-    loop {
-        for t in tools.iter_mut() {
-            let ended = t.child.try_wait().expect("wait");
-            assert!(ended.is_none(), "{:?} ended with {ended:?}: {}", t.row.command, t.output());
-        }
-        let now = links(s);
-        let of = |pid: u32| now.iter().find(|(p, _)| *p == pid.to_string()).map_or(0, |(_, n)| *n);
-        let waiting: Vec<_> = tools.iter().filter(|t| of(t.child.id()) == 0).collect();
-        if waiting.is_empty() && now == before {
-            return;
-        }
-        let late: Vec<_> = waiting.iter().map(|t| (t.row.command, t.output())).collect();
-        assert!(Instant::now() < end, "not attached: {late:?}");
-        before = now;
-        std::thread::sleep(Duration::from_secs(1));
-    }
-}
-
-/// Ends a tool as its user does; Python may lose a signal that comes while it is in a C function.
-fn interrupt(tool: &mut Tool) {
-    let end = Instant::now() + LIMIT;
-    while tool.child.try_wait().expect("wait").is_none() {
-        assert!(Instant::now() < end, "{:?} does not end: {}", tool.row.command, tool.output());
-        // SAFETY: the child is ours and not yet waited for.
-        unsafe { libc::kill(tool.child.id() as i32, libc::SIGINT) };
-        for _ in 0..30 {
-            if tool.child.try_wait().expect("wait").is_some() {
-                return;
-            }
-            std::thread::sleep(Duration::from_millis(50));
-        }
-    }
-}
-
-/// What is wrong with the output, if anything.
-fn complaint(row: &Row, output: &str, exe: &str) -> Option<String> {
-    let count = |words: &[&str]| {
-        let words: Vec<String> = words.iter().map(|w| w.replace("EXE", exe)).collect();
-        output.lines().filter(|l| words.iter().all(|w| l.contains(w.as_str()))).count() as u64
-    };
-    let (got, wanted) = match row.says {
-        Lines(words, n) => (count(words), n as u64),
-        Number(word, n) => {
-            let line =
-                output.lines().find(|l| l.contains(word) && !l.contains("Tracing")).unwrap_or_default();
-            let mut numbers = line.split_whitespace().filter_map(|w| w.parse().ok());
-            (numbers.next_back().unwrap_or(0), n)
-        }
-        Histogram(n) => {
-            // "  512 -> 1023  : 7  |****|"
-            let rows = output.lines().filter(|l| l.contains("->") && l.contains('|'));
-            let counts =
-                rows.filter_map(|l| l.split(':').nth(1)?.split('|').next()?.trim().parse::<u64>().ok());
-            (counts.sum(), n)
-        }
-    };
-    (got != wanted).then(|| format!("{:?}: {got} instead of {wanted}:\n{output}\n", row.command))
-}
-
-/// Runs a group, with `more` in the tools' environment.
-fn group(rows: &'static [Row], more: &[(&str, &str)]) {
-    let all = std::env::var_os("BPFTIME_TOOLS").is_some_and(|v| v == "all");
+/// A group against `targets/events.c`.
+fn events(rows: &'static [Row], more: &[(&str, &str)]) {
     let s = Scratch::new();
     let exe = s.compile("targets/events.c", "events", &[]);
-    let path = exe.to_str().expect("a path in UTF-8").to_owned();
-    let chosen = rows.iter().filter(|r| all || !r.rare);
-    let (there, missing): (Vec<_>, Vec<_>) = chosen.partition(|r| is_there(r.command[0]));
-    for r in missing {
-        println!("skipped: {} is not installed", r.command[0]);
-    }
-    let mut tools: Vec<Tool> =
-        there.into_iter().enumerate().map(|(n, r)| start(&s, r, n, &path, more)).collect();
-    all_attached(&s, &mut tools);
-    let mut target = Running::start(s.target(&exe));
-    target.wait_for("READY");
-    target.say("go");
-    target.wait_for("done");
-    // What tools poll for they print within their interval.
-    std::thread::sleep(Duration::from_millis(1500));
-    tools.iter_mut().for_each(interrupt);
-    let complaints: Vec<_> = tools.iter().filter_map(|t| complaint(t.row, &t.output(), &path)).collect();
-    assert!(complaints.is_empty(), "{}", complaints.join("\n"));
-    assert!(target.finish(LIMIT).status.success());
+    group(&s, rows, more, &exe, s.target(&exe));
 }
 
 #[test]
 fn bccs_tools_count_what_happens() {
-    group(BCC, &[]);
+    events(BCC, &[]);
 }
 
 #[test]
 fn libbpf_tools_count_what_happens() {
-    group(LIBBPF, &[]);
+    events(LIBBPF, &[]);
 }
 
 #[test]
 fn libbpf_tools_need_no_btf_of_the_kernels() {
-    group(LIBBPF, &[("BPFTIME_KERNEL_BTF", "off")]);
+    events(LIBBPF, &[("BPFTIME_KERNEL_BTF", "off")]);
 }
 
 #[test]
 fn bpftraces_scripts_count_what_happens() {
-    group(BPFTRACE, &[]);
+    events(BPFTRACE, &[]);
+}
+
+#[test]
+fn tools_for_databases_and_runtimes_count_what_happens() {
+    let s = Scratch::new();
+    let exe = s.compile("targets/dialects.c", "dialects", &["-ldl"]);
+    let jvm = s.compile("targets/dialects.c", "libjvm.so", &["-DJVM", "-shared", "-fPIC"]);
+    let mut target = s.target(&exe);
+    target.arg(jvm);
+    group(&s, DIALECTS, &[], &exe, target);
+}
+
+#[test]
+fn tools_for_python_count_what_happens() {
+    let s = Scratch::new();
+    let exe = Path::new("/usr/bin/python3");
+    let mut target = s.target(exe);
+    target.arg(root().join("tests/targets/calls.py"));
+    group(&s, PYTHON, &[], exe, target);
+}
+
+#[test]
+fn what_is_typed_into_bash_is_seen() {
+    let s = Scratch::new();
+    let exe = s.compile("targets/typist.c", "typist", &["-lutil"]);
+    group(&s, BASH, &[], &exe, s.target(&exe));
+}
+
+#[test]
+fn what_openssl_does_is_seen() {
+    let s = Scratch::new();
+    let exe =
+        s.compile("targets/tls.c", "tls", &["-Wl,--no-as-needed", "-l:libssl.so.3", "-l:libcrypto.so.3"]);
+    let said = group(&s, TLS, &[], &exe, s.target(&exe));
+    assert_eq!(said, "done 3 2", "steps of the handshake that waited and that finished it");
+}
+
+#[test]
+fn cpuwalk_samples_the_processor_time_that_is_used() {
+    if !is_there("bpftrace") {
+        println!("skipped: bpftrace is not installed");
+        return;
+    }
+    let s = Scratch::new();
+    let mut tool = [Tool::start(&s, &["bpftrace".into(), "/usr/sbin/cpuwalk.bt".into()], &[])];
+    all_attached(&s, &mut tool);
+    let mut cmd = s.target(s.compile("targets/burn.c", "burn", &[]));
+    cmd.args(["1", "1000"]);
+    let mut target = Running::start(cmd);
+    target.wait_for("READY");
+    let burnt = target.ask("burn");
+    let ms: u64 = burnt.split(' ').nth(3).and_then(|n| n.parse().ok()).expect("PID p CPU ms ...");
+    tool[0].interrupt();
+    // "[1, 2)     97 |@@@@@@@|"
+    let output = tool[0].output();
+    let rows = output.lines().filter(|l| l.starts_with('['));
+    let n: u64 = rows.filter_map(|l| l.split_whitespace().nth(2)?.parse::<u64>().ok()).sum();
+    // A thread is found some time after it began, and the tool itself works a little.
+    let want = ms * 99 / 1000;
+    assert!(n + want / 20 + 99 / 8 >= want && n <= want + want / 10 + 10, "{n} samples of {ms} ms: {output}");
+    target.wait_for("BURNT");
+    assert!(target.finish(LIMIT).status.success());
+}
+
+#[test]
+fn a_process_that_is_injected_while_all_calls_are_traced_is_counted() {
+    if !is_there("bpftrace") {
+        println!("skipped: bpftrace is not installed");
+        return;
+    }
+    let s = Scratch::new();
+    let exe = s.compile("targets/events.c", "events", &[]);
+    let mut target = Running::start(s.command(&exe));
+    target.wait_for("READY");
+    let mut tool = [Tool::start(&s, &["bpftrace".into(), "/usr/sbin/syscount.bt".into()], &[])];
+    all_attached(&s, &mut tool);
+    // The second time the agent is there already, and the thread may have its calls dispatched.
+    for _ in 0..2 {
+        let mut cmd = s.command(bpftime_tests::dist("bin/bpftime-agent"));
+        cmd.args(["inject", "--pid", &target.pid().to_string()]);
+        let f = Running::start(cmd).finish(LIMIT);
+        assert!(f.status.success(), "{f:?}");
+    }
+    assert_eq!(target.ask("go"), "done");
+    tool[0].interrupt();
+    let output = tool[0].output();
+    assert!(output.contains("@syscall[110]: 500\n"), "{output}");
+    assert!(target.finish(LIMIT).status.success());
 }
 
 /// What bpftool prints about the sessions of `s`.
@@ -263,12 +228,7 @@ fn bpftool_sees_a_live_session_from_outside() {
         "uprobe:{0}:work {{ @calls[arg0] = count(); }} uretprobe:{0}:work {{ @last = retval; }}",
         exe.display()
     );
-    let file = std::fs::File::create(s.path("bt.out")).expect("output file");
-    let mut cmd = s.tool("bpftrace");
-    cmd.arg("-e").arg(script).stdin(Stdio::null()).stdout(file.try_clone().expect("file")).stderr(file);
-    static NOTHING: Row = row(&["bpftrace"], Lines(&[], 0));
-    let child = cmd.spawn().expect("bpftrace");
-    let mut tool = [Tool { row: &NOTHING, child, out: s.path("bt.out") }];
+    let mut tool = [Tool::start(&s, &["bpftrace".into(), "-e".into(), script], &[])];
     all_attached(&s, &mut tool);
     let mut target = Running::start(s.target(&exe));
     target.wait_for("READY");
@@ -295,7 +255,7 @@ fn bpftool_sees_a_live_session_from_outside() {
     assert!(last.contains("07 00 00 00 00 00 00 00"), "{last}");
     let first = progs.split(':').next().unwrap_or_default();
     assert!(bpftool(&s, &["prog", "dump", "xlated", "id", first]).contains("exit"));
-    interrupt(&mut tool[0]);
+    tool[0].interrupt();
     assert_eq!(bpftool(&s, &["prog", "show"]), "", "nothing lives after its tool");
     assert!(target.finish(LIMIT).status.success());
 }

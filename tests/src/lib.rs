@@ -2,6 +2,9 @@
 //!
 //! Every test uses a runtime directory of its own, so tests never see each other's sessions, nor a user's.
 
+pub mod many;
+pub mod tools;
+
 use std::ffi::OsStr;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
@@ -161,6 +164,12 @@ impl Running {
         writeln!(input, "{line}").and_then(|()| input.flush()).expect("input");
     }
 
+    /// Writes a line to its input; the line it answers with.
+    pub fn ask(&mut self, line: &str) -> String {
+        self.say(line);
+        self.line()
+    }
+
     /// Sends a signal.
     pub fn signal(&self, signal: i32) {
         // SAFETY: the child is ours and not yet waited for.
@@ -197,6 +206,15 @@ impl Drop for Running {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
+    }
+}
+
+/// Waits until something is the case; panics with what it is when it is not within a minute.
+pub fn eventually(what: &str, mut done: impl FnMut() -> bool) {
+    let end = Instant::now() + Duration::from_secs(60);
+    while !done() {
+        assert!(Instant::now() < end, "not so after a minute: {what}");
+        std::thread::sleep(Duration::from_millis(20));
     }
 }
 

@@ -29,6 +29,7 @@ static void *thread(void *arg) { return arg; }
 static void make(void) {
   for (int i = 0; i < 7; i++) work(i);
   for (int i = 0; i < 3; i++) kill(getpid(), 0);
+  for (int i = 0; i < 500; i++) getppid();
   for (int i = 0; i < 5; i++) open("/nonexistent/events", O_RDONLY);
   for (int i = 0; i < 2; i++) {
     mount("evsrc", "/nonexistent/m", "evtype", MS_RDONLY, "evdata");
