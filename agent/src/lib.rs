@@ -12,6 +12,7 @@ pub mod fds;
 pub mod hook;
 pub mod inject;
 pub mod lifecycle;
+pub mod memory;
 pub mod program;
 pub mod resolve;
 pub mod run;

@@ -6,8 +6,10 @@ use core::ptr;
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, fcntl_get_seals, fstat, ftruncate, memfd_create};
 use rustix::io::Errno;
 use rustix::mm::{MapFlags, ProtFlags, mmap, mmap_anonymous, munmap};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::fs::read_to_string;
 use std::os::fd::{BorrowedFd, OwnedFd};
+use std::sync::{Mutex, PoisonError};
 
 /// Without these a peer could truncate the file under our mapping and every access would be SIGBUS.
 const SIZE_SEALS: SealFlags = SealFlags::SHRINK.union(SealFlags::GROW);
@@ -20,9 +22,30 @@ pub fn create_sealed(name: &str, len: usize) -> Result<OwnedFd, Errno> {
     let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
     // NOEXEC_SEAL came with Linux 6.3; an older kernel answers EINVAL.
     let fd = memfd_create(name, flags | MemfdFlags::NOEXEC_SEAL).or_else(|_| memfd_create(name, flags))?;
-    ftruncate(&fd, len as u64).map_err(|_| Errno::NOMEM)?;
+    file_of(len as u64, || ftruncate(&fd, len as u64)).map_err(|_| Errno::NOMEM)?;
     fcntl_add_seals(&fd, SIZE_SEALS | SealFlags::SEAL)?;
     Ok(fd)
+}
+
+/// Runs `make`, which gives a file of ours up to `len` bytes. RLIMIT_FSIZE is meant for files that people see but holds for
+/// memory files too, and going beyond it ends the process (SIGXFSZ): so it is lifted for the moment, and where it cannot be
+/// that is EFBIG.
+pub(crate) fn file_of<T>(len: u64, make: impl FnOnce() -> Result<T, Errno>) -> Result<T, Errno> {
+    /// Two threads must not take each other's lifted limit for the one to go back to.
+    static LIFTED: Mutex<()> = Mutex::new(());
+    let too_low = |limit: Option<u64>| limit.is_some_and(|limit| limit < len);
+    if !too_low(getrlimit(Resource::Fsize).current) {
+        return make();
+    }
+    let _lifted = LIFTED.lock().unwrap_or_else(PoisonError::into_inner);
+    let before = getrlimit(Resource::Fsize);
+    if too_low(before.maximum) {
+        return Err(Errno::FBIG);
+    }
+    setrlimit(Resource::Fsize, Rlimit { current: before.maximum, maximum: before.maximum })?;
+    let made = make();
+    setrlimit(Resource::Fsize, before)?;
+    made
 }
 
 /// The machine's memory in bytes, or a bound no allocation should pass where /proc is missing.

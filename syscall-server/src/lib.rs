@@ -23,6 +23,9 @@ mod tool;
 mod user;
 mod wait;
 
+#[global_allocator]
+static MEMORY: bpftime_agent::memory::Reserve = bpftime_agent::memory::Reserve;
+
 /// Runs when the library is loaded.
 #[used]
 #[unsafe(link_section = ".init_array")]

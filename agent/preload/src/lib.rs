@@ -8,6 +8,9 @@ mod signals;
 use std::ffi::{CStr, OsStr, c_char, c_int};
 use std::os::unix::ffi::OsStrExt;
 
+#[global_allocator]
+static MEMORY: bpftime_agent::memory::Reserve = bpftime_agent::memory::Reserve;
+
 /// Runs when the library is loaded, before main, or inside a dlopen.
 #[used]
 #[unsafe(link_section = ".init_array")]

@@ -3,6 +3,7 @@
 use super::semaphore::Semaphores;
 use super::session::{Link, Object, Session};
 use crate::hook::{BATCH, Engine, Site, Want};
+use crate::memory::Reserve;
 use crate::resolve::{self, Mapping};
 use crate::run::enter::{Entry, Programs};
 use crate::sample::{self, Events, Samplers, Timers};
@@ -12,6 +13,9 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use std::ops::Range;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
+
+/// What a site and its list may take: tables that grow by doubling, and a thunk.
+const SITE_BYTES: usize = 1024;
 
 /// All probes of this process and the list each one runs.
 pub struct Sites {
@@ -179,6 +183,9 @@ impl Sites {
         let mut addrs: Vec<_> = dirty.into_iter().collect();
         addrs.sort_unstable();
         let fresh = addrs.iter().filter(|addr| !self.lists.contains_key(addr)).count();
+        if !Reserve::spares(fresh * SITE_BYTES) {
+            return;
+        }
         self.engine.expect(fresh);
         self.lists.reserve(fresh);
         addrs.chunks(BATCH).for_each(|some| self.publish_some(sessions, some));
@@ -306,7 +313,9 @@ impl Sites {
 
     /// Puts the programs at these addresses; whether that went well, by address.
     fn install(&mut self, wanted: Vec<(usize, Want, Programs)>) -> Vec<(usize, bool)> {
-        let may = |addr, want: Want| !(want.ret && crate::lifecycle::returns_twice(addr));
+        // The reserve is for what is under way: no more sites from it.
+        let room = !Reserve::in_use();
+        let may = |addr, want: Want| room && !(want.ret && crate::lifecycle::returns_twice(addr));
         let (wanted, refused): (Vec<_>, Vec<_>) = wanted.into_iter().partition(|(a, w, _)| may(*a, *w));
         let mut results: Vec<_> = refused.iter().map(|(addr, ..)| (*addr, false)).collect();
         let addresses: Vec<_> = wanted.iter().map(|(addr, want, _)| (*addr, *want)).collect();

@@ -4,6 +4,7 @@ use super::state::{State, Summary};
 use crate::arch::sys;
 use crate::fds;
 use crate::hook::{Engine, Mute};
+use crate::memory::Reserve;
 use bpftime_shm::session::{dir, sock};
 use rustix::event::{PollFd, PollFlags};
 use rustix::fd::OwnedFd;
@@ -42,10 +43,10 @@ pub fn run(dirs: Vec<PathBuf>, engine: impl FnOnce() -> Option<Engine>) {
     std::mem::forget(Mute::new());
     if fds::make_private(&[]).is_ok() && prepare(dirs, engine) {
         THREAD.store(tid, Ordering::Release);
-        if catch_unwind(serve).is_err()
+        if (catch_unwind(serve).is_err() || Reserve::in_use())
             && let Some(state) = lock().take()
         {
-            // A bug of ours: take the probes out and go quiet.
+            // A bug of ours, or no memory: take the probes out and go quiet.
             let _ = catch_unwind(AssertUnwindSafe(|| state.abandon()));
         }
         STARTED.store(false, Ordering::Release);
@@ -89,7 +90,7 @@ fn serve() {
         let nap;
         {
             let mut guard = lock();
-            let Some(state) = guard.as_mut() else { return };
+            let Some(state) = guard.as_mut().filter(|_| !Reserve::in_use()) else { return };
             if asked != DONE.load(Ordering::Relaxed) {
                 state.rescan();
                 look = true;

@@ -3,6 +3,7 @@
 use super::attach::{Dirty, Sites, disable_all};
 use super::session::{Link, Session, Todo};
 use crate::hook::Engine;
+use crate::memory::Reserve;
 use crate::resolve;
 use crate::run::enter::ABANDONED;
 use bpftime_shm::session::{dir, sock};
@@ -144,7 +145,8 @@ impl State {
         let mut dirty = Dirty::new();
         let mut seen = Pumped::Nothing;
         let mut maps = None;
-        loop {
+        // Out of memory, the loop abandons everything.
+        while !Reserve::in_use() {
             let Some(session) = self.sessions.iter_mut().find(|s| s.id == id) else { return Pumped::Gone };
             match session.receive() {
                 Ok(None) => break,

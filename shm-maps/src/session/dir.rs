@@ -43,6 +43,16 @@ pub enum DirError {
     },
 }
 
+impl DirError {
+    /// What a system call that needs the directory fails with.
+    pub fn errno(&self) -> Errno {
+        match self {
+            Self::Io { errno, .. } => *errno,
+            Self::NotADirectory(_) | Self::Owner { .. } | Self::Mode { .. } => Errno::ACCESS,
+        }
+    }
+}
+
 /// The directories a process of this user looks for sessions in, most specific first. The first one is where a tool
 /// started with the same environment puts its own.
 pub fn candidates() -> Vec<PathBuf> {

@@ -19,7 +19,7 @@ pub fn take_block(dir: &Path) -> Result<u32, Errno> {
     let read = rustix::io::pread(&file, &mut bytes, 0)?;
     let next = if read == 4 { u32::from_le_bytes(bytes).max(1) } else { 1 };
     let after = next.checked_add(BLOCK).unwrap_or(1);
-    rustix::io::pwrite(&file, &after.to_le_bytes(), 0)?;
+    crate::region::file_of(4, || rustix::io::pwrite(&file, &after.to_le_bytes(), 0))?;
     Ok(if after == 1 { 1 } else { next })
 }
 

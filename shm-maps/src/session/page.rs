@@ -117,7 +117,8 @@ impl Page {
         }
         let fd =
             rustix::fs::memfd_create("bpftime-session", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
-        rustix::fs::ftruncate(&fd, page_len(slots) as u64)?;
+        let len = page_len(slots) as u64;
+        crate::region::file_of(len, || rustix::fs::ftruncate(&fd, len))?;
         rustix::fs::fcntl_add_seals(&fd, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
         let page = Self::map(&fd, slots)?;
         page.header().slots.store(slots, Ordering::Relaxed);

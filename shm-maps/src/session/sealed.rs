@@ -10,12 +10,17 @@ const LEN_MAX: u64 = 64 << 20;
 /// A memfd that holds `bytes` for ever.
 pub fn create(name: &str, bytes: &[u8]) -> Result<OwnedFd, Errno> {
     let fd = fs::memfd_create(name, MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
-    let mut done = 0;
-    while done < bytes.len() {
-        done += rustix::io::pwrite(&fd, &bytes[done..], done as u64)?;
-    }
+    crate::region::file_of(bytes.len() as u64, || write_all(&fd, bytes))?;
     fs::fcntl_add_seals(&fd, SealFlags::WRITE | SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
     Ok(fd)
+}
+
+fn write_all(fd: &OwnedFd, bytes: &[u8]) -> Result<(), Errno> {
+    let mut done = 0;
+    while done < bytes.len() {
+        done += rustix::io::pwrite(fd, &bytes[done..], done as u64)?;
+    }
+    Ok(())
 }
 
 /// The bytes behind `fd`; `EPERM` unless it is sealed against writing.
@@ -27,7 +32,9 @@ pub fn read(fd: BorrowedFd) -> Result<Vec<u8>, Errno> {
     if len > LEN_MAX {
         return Err(Errno::FBIG);
     }
-    let mut bytes = vec![0; len as usize];
+    let mut bytes = Vec::new();
+    bytes.try_reserve_exact(len as usize).map_err(|_| Errno::NOMEM)?;
+    bytes.resize(len as usize, 0);
     let mut done = 0;
     while done < bytes.len() {
         match rustix::io::pread(fd, &mut bytes[done..], done as u64)? {

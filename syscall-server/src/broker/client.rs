@@ -84,7 +84,7 @@ fn start() -> Result<Client, Errno> {
     let broker_page = Page::open(&page_fd)?;
     let dir = dir::own().map_err(|e| {
         tracing::error!("{e}");
-        Errno::ACCESS
+        e.errno()
     })?;
     let id = random_id();
     let path = dir.join(format!("{}-{id:016x}{}", std::process::id(), dir::SOCKET_SUFFIX));

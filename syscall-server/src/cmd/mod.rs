@@ -13,8 +13,9 @@ mod storage;
 mod verify;
 
 use crate::{tool, user};
-use bpftime_abi::attr::ATTR_MAX;
+use bpftime_abi::attr::{ATTR_MAX, ProgLoad};
 use bpftime_abi::cmd::{self, nr};
+use bpftime_agent::memory::has_room;
 use rustix::io::Errno;
 use zerocopy::{FromBytes, Immutable, KnownLayout};
 
@@ -87,9 +88,33 @@ pub fn bpf(nr: u32, addr: u64, size: u32) -> Result<i64, Errno> {
     let attr = copy_attr(addr, size)?;
     let row = COMMANDS.iter().find(|(n, _)| *n == nr).ok_or(Errno::INVAL)?;
     check_tail(nr, &attr)?;
+    if memory_for(nr, &attr).is_some_and(|len| !has_room(len)) {
+        return Err(Errno::NOMEM);
+    }
     let r = again_if_full(|| row.1(&attr));
     tracing::debug!(cmd = name(nr), size, result = ?r, "bpf");
     r
+}
+
+/// Memory that a command which makes something may need: running out half-way could not be told to the tool. Nothing for
+/// commands that allocate little, and that a tool must be able to give when memory is short.
+fn memory_for(nr: u32, attr: &Attr) -> Option<usize> {
+    /// An object, its row, a thread's stack and what the message to the agents takes.
+    const OBJECT: usize = 1 << 20;
+    /// Verifier and compiler, for a short program; for each instruction; at most.
+    const LOAD: usize = 8 << 20;
+    const INSN: usize = 4 << 10;
+    const LOAD_MAX: usize = 256 << 20;
+    match nr {
+        nr::BPF_PROG_LOAD => {
+            let insns = attr.get::<ProgLoad>().insn_cnt as usize;
+            Some(insns.saturating_mul(INSN).saturating_add(LOAD).min(LOAD_MAX))
+        }
+        nr::BPF_MAP_CREATE | nr::BPF_LINK_CREATE | nr::BPF_RAW_TRACEPOINT_OPEN | nr::BPF_BTF_LOAD => {
+            Some(OBJECT)
+        }
+        _ => None,
+    }
 }
 
 /// Tries once more when the descriptor table was full: what the tool has closed may still have descriptors of ours.
