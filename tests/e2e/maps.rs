@@ -8,10 +8,15 @@ const LIMIT: Duration = Duration::from_secs(60);
 
 /// What `maps WHAT` prints on bpftime; the same as on the kernel here.
 fn same_as_kernel(what: &str) -> String {
+    same_output("tools/maps.c", &[what])
+}
+
+/// What a tool prints on bpftime; the same as on the kernel here.
+fn same_output(source: &str, args: &[&str]) -> String {
     let s = Scratch::new();
-    let tool = s.compile("tools/maps.c", "maps", &["-w"]);
+    let tool = s.compile(source, "tool", &["-w"]);
     let print = |mut cmd: std::process::Command| {
-        cmd.arg(what);
+        cmd.args(args);
         let f = Running::start(cmd).finish(LIMIT);
         assert!(f.status.success(), "{f:?}");
         f.stdout
@@ -31,6 +36,12 @@ fn same_as_kernel(what: &str) -> String {
 fn every_type_and_template_is_made_or_refused_as_by_the_kernel() {
     let out = same_as_kernel("create");
     assert_eq!(out.matches(" made\n").count(), 16, "{out}");
+}
+
+#[test]
+fn every_command_on_every_type_in_every_state_answers_as_the_kernels() {
+    let out = same_output("tools/commands.c", &[]);
+    assert!(out.contains("\nhash, full: update other flags 0: -7\n"), "{} lines", out.lines().count());
 }
 
 #[test]

@@ -150,7 +150,12 @@ pub fn lookup(attr: &Attr) -> Result<i64, Errno> {
 
 /// BPF_MAP_LOOKUP_AND_DELETE_ELEM.
 pub fn lookup_and_delete(attr: &Attr) -> Result<i64, Errno> {
+    const BPF_F_LOCK: u64 = 4;
     let (a, map) = elem(attr)?;
+    if a.flags & !BPF_F_LOCK != 0 {
+        return Err(Errno::INVAL);
+    }
+    map.handle.map.may_write()?;
     let key = key(&map, a.key)?;
     let mut value = vec![0; map.handle.map.value_size_user()];
     map.handle.map.sys_lookup_and_delete(&key, &mut value, a.flags)?;
@@ -161,6 +166,7 @@ pub fn lookup_and_delete(attr: &Attr) -> Result<i64, Errno> {
 /// BPF_MAP_UPDATE_ELEM.
 pub fn update(attr: &Attr) -> Result<i64, Errno> {
     let (a, map) = elem(attr)?;
+    map.handle.map.may_write()?;
     let key = key(&map, a.key)?;
     let value = user::read(a.value, map.handle.map.value_size_user())?;
     update_one(&map, &key, &value, a.flags)?;
@@ -188,6 +194,7 @@ pub fn update_one(map: &Arc<MapObject>, key: &[u8], value: &[u8], flags: u64) ->
 fn store_cgroup(map: &MapObject, key: &[u8], value: &[u8], flags: u64) -> Result<(), Errno> {
     const CGROUP2_SUPER_MAGIC: i64 = 0x6367_7270;
     let array = map.handle.map.fd_array().ok_or(Errno::INVAL)?;
+    map.handle.map.check_slot_update(key, flags)?;
     let fd = fds::borrow(word(value)? as i32)?;
     if rustix::fs::fstatfs(fd)?.f_type != CGROUP2_SUPER_MAGIC {
         return Err(Errno::BADF);
@@ -201,7 +208,7 @@ fn store_cgroup(map: &MapObject, key: &[u8], value: &[u8], flags: u64) -> Result
 fn store_event(map: &Arc<MapObject>, key: &[u8], value: &[u8], flags: u64) -> Result<(), Errno> {
     let array = map.handle.map.perf_event_array().ok_or(Errno::INVAL)?;
     let index = array.check_update(key, flags)?;
-    let event = object::perf(word(value)?).map_err(|e| if e == Errno::BADF { e } else { Errno::INVAL })?;
+    let event = object::perf(word(value)?).map_err(|_| Errno::BADF)?;
     let ring = event
         .ring
         .get()
@@ -226,6 +233,7 @@ fn word(bytes: &[u8]) -> Result<u32, Errno> {
 /// BPF_MAP_DELETE_ELEM.
 pub fn delete(attr: &Attr) -> Result<i64, Errno> {
     let (a, map) = elem(attr)?;
+    map.handle.map.may_write()?;
     let key = key(&map, a.key)?;
     delete_one(&map, &key)?;
     Ok(0)
