@@ -45,7 +45,7 @@ int main(void) {
       printf("called errors %ld\n", bad);
     } else if (*line == 'v') {
       printf("value %d\n", first(1));
-    } else if (*line == 't') {
+    } else if (!strcmp(line, "t\n")) {
       printf("takes %.2f\n", call_takes());
     } else if (*line == 's') {
       printf("semaphore %d\n", semaphore);
