@@ -93,7 +93,7 @@ fn main() {
     if !args.iter().any(|a| a == "--bench") {
         return;
     }
-    let (mut json, mut rounds, mut wanted) = (false, 5, Vec::new());
+    let (mut json, mut rounds, mut wanted) = (false, 3, Vec::new());
     let mut args = args.iter();
     while let Some(arg) = args.next() {
         match arg.as_str() {

@@ -29,7 +29,7 @@ fn per_call(s: &Scratch, exe: &Path, side: Side, script: Option<&str>, threads: 
     let script = script.map(|script| script.replace("PROBED", &format!("{}:probed", exe.display())));
     let tool = script.map(|script| attached(side.tool(s, "bpftrace"), &script));
     let mut cmd = side.target(s, exe);
-    let calls = if side == Side::Kernel && tool.is_some() { "20000" } else { "200000" };
+    let calls = if side == Side::Kernel && tool.is_some() { "4000" } else { "200000" };
     cmd.args(["21", calls, &threads.to_string()]);
     let mut target = Running::start(cmd);
     target.wait_for("RUNNING");

@@ -16,6 +16,9 @@ use std::sync::Arc;
 /// The first with the instruction set that clang makes for `-mcpu=v3`.
 const VERSION: SBPFVersion = SBPFVersion::V3;
 
+/// Instructions that a run may take: never that many, and far from where its arithmetic wraps.
+const METER: u64 = 1 << 40;
+
 /// What a run may see.
 struct Context {
     mapping: MemoryMapping,
@@ -71,10 +74,10 @@ pub fn load(bytecode: &[u8], _path: &str) -> Result<Run, Failure> {
             ];
             // SAFETY: the stack and the program live as long as this closure, the memory longer than its runs.
             let mapping = unsafe { MemoryMapping::new(regions, &config, VERSION) }.expect("regions apart");
-            known = Some((memory.as_ptr(), Context { mapping, left: u64::MAX }));
+            known = Some((memory.as_ptr(), Context { mapping, left: METER }));
         }
         let Some((_, context)) = known.as_mut() else { return u64::MAX };
-        context.left = u64::MAX;
+        context.left = METER;
         let mut vm = EbpfVm::new(loader.clone(), VERSION, context, stack.len());
         (vm.registers[1], vm.registers[2]) = (ebpf::MM_INPUT_START, memory.len() as u64);
         let (_, result) = vm.execute_program(&executable, &mut ExecutionMode::Jit, &mut frames);
