@@ -22,12 +22,22 @@ pub fn init() {
         return;
     }
     std::panic::set_hook(Box::new(|info| tracing::error!(%info, "internal error")));
+    if is_loader() {
+        // Known without asking: looking for what makes a process a tool opens a dozen files.
+        become_tool();
+    }
     let known = names().any(|n| DEMAND_ROOT.iter().any(|d| n == OsStr::new(d)));
     let fake = std::env::var_os(config::FAKE_ROOT).map_or(known, |v| v == "1");
     FAKE_ROOT.store(fake, Ordering::Relaxed);
     if known {
         become_tool();
     }
+}
+
+/// Whether this process is `bpftime load`, which is no target of its own programs: what an agent of its own takes to
+/// start is most of the time to the first hit. The variable is the one of cli/src/aot/load.rs.
+pub fn is_loader() -> bool {
+    std::env::var_os("BPFTIME_LOAD_PRELOADED").is_some()
 }
 
 /// Set-user-id programs: everything passes through.
