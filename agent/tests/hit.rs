@@ -2,127 +2,17 @@
 mod support;
 
 use bpftime_agent::arch::PtRegs;
-use bpftime_agent::hook::{Callbacks, Engine};
-use bpftime_agent::run::enter::{self, ABANDONED, Entry, Session};
+use bpftime_agent::hook::{Callbacks, Engine, Mute, ThreadBlock, Want};
+use bpftime_agent::run::enter::{self, ABANDONED, Entry, Programs, Session};
 use bpftime_agent::run::image::Program;
 use bpftime_vm::image::Needs;
-use std::arch::global_asm;
-use std::sync::atomic::{AtomicU64, Ordering::*};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::*};
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard};
+use std::time::Duration;
 use support::programs::{calling, entry, install, program, remove, session, session_of};
-
-// state_call loads everything from STATE_IN, calls STATE_F, and stores everything to STATE_OUT.
-global_asm!(
-    ".pushsection .bss",
-    ".balign 64",
-    "STATE_IN: .zero 768",
-    "STATE_OUT: .zero 768",
-    "STATE_F: .zero 8",
-    ".popsection",
-    ".pushsection .text",
-    ".p2align 4",
-    "state_call:",
-    "push rbx",
-    "push rbp",
-    "push r12",
-    "push r13",
-    "push r14",
-    "push r15",
-    "fldcw [rip + STATE_IN + 140]",
-    "fld qword ptr [rip + STATE_IN + 128]",
-    "ldmxcsr [rip + STATE_IN + 136]",
-    ".irp i, 0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15",
-    "vmovups ymm\\i, [rip + STATE_IN + 256 + 32 * \\i]",
-    ".endr",
-    "mov rcx, [rip + STATE_IN + 8]",
-    "mov rdx, [rip + STATE_IN + 16]",
-    "mov rbx, [rip + STATE_IN + 24]",
-    "mov rbp, [rip + STATE_IN + 32]",
-    "mov rsi, [rip + STATE_IN + 40]",
-    "mov rdi, [rip + STATE_IN + 48]",
-    ".irp i, 8,9,10,11,12,13,14,15",
-    "mov r\\i, [rip + STATE_IN + 8 * (\\i - 1)]",
-    ".endr",
-    "push qword ptr [rip + STATE_IN + 120]",
-    "popfq",
-    "mov rax, [rip + STATE_IN]",
-    "call [rip + STATE_F]",
-    "mov [rip + STATE_OUT], rax",
-    "mov [rip + STATE_OUT + 8], rcx",
-    "mov [rip + STATE_OUT + 16], rdx",
-    "mov [rip + STATE_OUT + 24], rbx",
-    "mov [rip + STATE_OUT + 32], rbp",
-    "mov [rip + STATE_OUT + 40], rsi",
-    "mov [rip + STATE_OUT + 48], rdi",
-    ".irp i, 8,9,10,11,12,13,14,15",
-    "mov [rip + STATE_OUT + 8 * (\\i - 1)], r\\i",
-    ".endr",
-    "pushfq",
-    "pop qword ptr [rip + STATE_OUT + 120]",
-    "cld",
-    ".irp i, 0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15",
-    "vmovups [rip + STATE_OUT + 256 + 32 * \\i], ymm\\i",
-    ".endr",
-    "vzeroupper",
-    "stmxcsr [rip + STATE_OUT + 136]",
-    "fnstcw [rip + STATE_OUT + 140]",
-    "fstp qword ptr [rip + STATE_OUT + 128]",
-    "fninit",
-    "push 0x1f80",
-    "ldmxcsr [rsp]",
-    "pop rax",
-    "pop r15",
-    "pop r14",
-    "pop r13",
-    "pop r12",
-    "pop rbp",
-    "pop rbx",
-    "ret",
-    // Does nothing at all, twice; and a leaf that keeps something in its red zone over the second instruction.
-    ".p2align 4",
-    "state_nop: nop dword ptr [rax + rax]",
-    "ret",
-    ".p2align 4, 0xcc",
-    "state_leaf: mov [rsp - 128], rdi",
-    "mov [rsp - 8], rsi",
-    "state_inside: nop dword ptr [rax + rax]",
-    "mov rax, [rsp - 128]",
-    "sub rax, [rsp - 8]",
-    "ret",
-    ".p2align 4, 0xcc",
-    "state_recurse: sub rsp, 8",
-    "dec rdi",
-    "jle 2f",
-    "call state_recurse",
-    "2: add rsp, 8",
-    "ret",
-    ".p2align 4, 0xcc",
-    // A program: every vector register is changed.
-    "state_dirty: pcmpeqd xmm0, xmm0",
-    ".irp i, 1,2,3,4,5,6,7,8,9,10,11,12,13,14,15",
-    "movdqa xmm\\i, xmm0",
-    ".endr",
-    "xor eax, eax",
-    "ret",
-    "state_dirty_end:",
-    ".popsection",
-);
-
-unsafe extern "C" {
-    static mut STATE_IN: [u64; 96];
-    static STATE_OUT: [u64; 96];
-    static mut STATE_F: unsafe extern "C" fn();
-    fn state_call();
-    fn state_nop();
-    fn state_leaf();
-    fn state_inside();
-    fn state_recurse();
-    fn state_dirty();
-    fn state_dirty_end();
-}
-
-const FLAGS: usize = 15;
-const DF: u64 = 0x400;
+use support::state::{
+    all_flags, avx, dirty, fault, state_call, state_inside, state_leaf, state_nop, state_recurse, unchanged,
+};
 
 static ENGINE: LazyLock<Mutex<Engine>> =
     LazyLock::new(|| Mutex::new(Engine::new(Callbacks { entry: enter::on_entry, ret: enter::on_return })));
@@ -135,14 +25,7 @@ fn address(f: unsafe extern "C" fn()) -> usize {
     f as usize
 }
 
-/// Code between two labels.
-fn code_of(from: unsafe extern "C" fn(), to: unsafe extern "C" fn()) -> Vec<u8> {
-    // SAFETY: text of this program.
-    unsafe { std::slice::from_raw_parts(from as *const u8, to as usize - from as usize) }.to_vec()
-}
-
 const NOTHING: &[u8] = &[0x31, 0xc0, 0xc3]; // xor eax, eax; ret
-const FAULT: &[u8] = &[0x31, 0xc0, 0x48, 0x8b, 0x00, 0xc3]; // xor eax, eax; mov rax, [rax]; ret
 const NO_FUEL: &[u8] = &[0x49, 0xc7, 0x01, 0xff, 0xff, 0xff, 0xff, 0xc3]; // mov qword [r9], -1; ret
 
 /// Calls helper 5 and then `rest`, without a word about vector registers: the helper has saved them.
@@ -155,6 +38,11 @@ fn after_helper(rest: &[u8]) -> Arc<Program> {
 
 fn silent() -> Needs {
     Needs::default()
+}
+
+/// As the image of a program says it that nothing can end early.
+fn through() -> Needs {
+    Needs { runs_through: true, ..Needs::default() }
 }
 
 static SEEN: Mutex<Option<PtRegs>> = Mutex::new(None);
@@ -170,69 +58,33 @@ unsafe extern "C" fn count(_: u64) {
     COUNT.fetch_add(1, Relaxed);
 }
 
-/// A register file in which no two words are the same.
-fn state(flags: u64) -> [u64; 96] {
-    let mut s: [u64; 96] = std::array::from_fn(|i| 0x9e37_79b9_7f4a_7c15u64.wrapping_mul(i as u64 + 1));
-    s[FLAGS] = flags;
-    s[16] = 1.25f64.to_bits();
-    s[17] = 0x0e7f_0000_9fc0; // x87: all masked, round to zero; mxcsr: flush to zero, all masked
-    s[18..32].fill(0);
-    s
-}
-
-/// Runs the function under `flags` and compares everything with what it was.
-fn unchanged(f: unsafe extern "C" fn(), flags: u64, what: &str) -> [u64; 96] {
-    let before = state(flags);
-    // SAFETY: under the engine's lock; the function changes nothing.
-    let after = unsafe {
-        STATE_IN = before;
-        STATE_F = f;
-        state_call();
-        (&raw const STATE_OUT).read_volatile()
-    };
-    for i in 0..96 {
-        assert_eq!(
-            after[i], before[i],
-            "{what}, flags {flags:#x}: word {i} is {:#x}, was {:#x}",
-            after[i], before[i]
-        );
-    }
-    before
-}
-
-/// Every combination of the status flags, with the direction flag and without.
-fn all_flags() -> impl Iterator<Item = u64> {
-    let bits = [0x1, 0x4, 0x10, 0x40, 0x80, 0x800, DF];
-    (0..128u64).map(move |n| {
-        0x202 | bits.iter().enumerate().filter(|(i, _)| n >> i & 1 == 1).map(|(_, b)| b).sum::<u64>()
-    })
-}
-
-fn avx() -> bool {
-    std::arch::is_x86_feature_detected!("avx")
-}
-
 /// Each kind of program, and all of them in a row.
 fn kinds(session: &Arc<Session>) -> Vec<(&'static str, Vec<Entry>)> {
-    let dirty = code_of(state_dirty, state_dirty_end);
+    let (dirty, fault) = (dirty(), fault());
+    let off = |p: Arc<Program>| Entry::new(p, session.clone(), 0, Arc::new(AtomicBool::new(false)), 0, 0);
     let on = |p: Arc<Program>| entry(&p, session);
     let nothing = || on(program(NOTHING, silent(), None));
+    let bare = || program(NOTHING, through(), None);
+    let bare_looks = || on(program(NOTHING, Needs { ctx_words: 1, ..through() }, None));
     let by_itself = || on(program(&dirty, Needs { vector: true, ..silent() }, None));
     let after = || on(after_helper(&dirty));
     vec![
         ("nothing", vec![nothing()]),
+        ("runs through", vec![on(bare())]),
+        ("run through, but one that is off", vec![on(bare()), off(bare()), bare_looks()]),
         ("looks at registers", vec![on(calling(note))]),
         ("vectors by itself", vec![by_itself()]),
         ("vectors after a helper", vec![after()]),
-        ("a fault", vec![on(program(FAULT, silent(), None))]),
-        ("a fault after a helper", vec![on(after_helper(FAULT))]),
+        ("a fault", vec![on(program(&fault, silent(), None))]),
+        ("a fault after a helper", vec![on(after_helper(&fault))]),
         ("no fuel", vec![on(program(NO_FUEL, silent(), None))]),
         (
             "all",
             vec![
+                on(bare()),
                 nothing(),
                 after(),
-                on(program(FAULT, silent(), None)),
+                on(program(&fault, silent(), None)),
                 by_itself(),
                 nothing(),
                 on(calling(note)),
@@ -305,8 +157,8 @@ fn the_red_zone_of_a_leaf_is_not_touched() {
 #[test]
 fn what_faults_or_runs_out_of_fuel_runs_once() {
     let (mut engine, session, at) = (engine(), session(), address(state_nop));
-    for code in [FAULT, NO_FUEL] {
-        let list = vec![entry(&program(code, silent(), None), &session), entry(&calling(count), &session)];
+    for code in [fault(), NO_FUEL.to_vec()] {
+        let list = vec![entry(&program(&code, silent(), None), &session), entry(&calling(count), &session)];
         install(&mut engine, at, list, Vec::new());
         let (abandoned, counted) = (ABANDONED.load(Relaxed), COUNT.load(Relaxed));
         for _ in 0..10 {
@@ -367,7 +219,7 @@ fn entries_and_returns_of_a_deep_recursion_are_all_counted() {
 fn a_program_for_one_process_runs_in_no_other() {
     let (mut engine, session, at) = (engine(), session(), address(state_nop));
     let only = |pid| {
-        let switch = Arc::new(std::sync::atomic::AtomicBool::new(true));
+        let switch = Arc::new(AtomicBool::new(true));
         Entry::new(calling(count), session.clone(), 0, switch, pid, 0)
     };
     install(&mut engine, at, vec![only(std::process::id()), only(1)], Vec::new());
@@ -376,4 +228,136 @@ fn a_program_for_one_process_runs_in_no_other() {
     unsafe { state_nop() };
     assert_eq!(COUNT.load(Relaxed) - before, 1);
     remove(&mut engine, at);
+}
+
+static DEPTH: AtomicU64 = AtomicU64::new(0);
+
+unsafe extern "C" fn once_more(_: u64) {
+    if DEPTH.fetch_add(1, Relaxed) == 0 {
+        // SAFETY: a function that does nothing.
+        unsafe { state_nop() };
+    }
+    DEPTH.fetch_sub(1, Relaxed);
+    COUNT.fetch_add(1, Relaxed);
+}
+
+#[test]
+fn a_hit_inside_of_a_hit_is_one_and_the_next_is_as_before() {
+    let (mut engine, session, at) = (engine(), session(), address(state_nop));
+    let list =
+        || vec![entry(&calling(once_more), &session), entry(&program(NOTHING, through(), None), &session)];
+    for (on_entry, on_return, each) in [(list(), Vec::new(), 2), (Vec::new(), list(), 2), (list(), list(), 6)]
+    {
+        install(&mut engine, at, on_entry, on_return);
+        for _ in 0..10 {
+            let before = COUNT.load(Relaxed);
+            unchanged(state_nop, 0x202, "nested");
+            assert_eq!(COUNT.load(Relaxed) - before, each);
+            assert_eq!(ThreadBlock::existing().map(|b| b.depth()), Some(0));
+        }
+        remove(&mut engine, at);
+    }
+    assert_eq!(bpftime_agent::hook::slots_in_use(), 0);
+}
+
+#[test]
+fn a_muted_thread_is_not_counted_whatever_was_known_of_it() {
+    let (mut engine, session, at) = (engine(), session(), address(state_nop));
+    let list = || vec![entry(&calling(count), &session)];
+    install(&mut engine, at, list(), list());
+    for _ in 0..3 {
+        let before = COUNT.load(Relaxed);
+        unchanged(state_nop, 0x202, "heard");
+        let mute = Mute::new();
+        unchanged(state_nop, 0x202, "muted");
+        drop(mute);
+        unchanged(state_nop, 0x202, "heard again");
+        assert_eq!(COUNT.load(Relaxed) - before, 4);
+    }
+    remove(&mut engine, at);
+}
+
+static HANDLED: AtomicU64 = AtomicU64::new(0);
+
+extern "C" fn on_alarm(_: i32) {
+    // SAFETY: a function that does nothing.
+    unsafe { state_nop() };
+    HANDLED.fetch_add(1, Relaxed);
+}
+
+#[test]
+fn signal_handlers_hit_the_probe_that_they_interrupt_and_all_is_counted() {
+    let (mut engine, session, at) = (engine(), session(), address(state_nop));
+    let list = || vec![entry(&calling(count), &session), entry(&program(NOTHING, through(), None), &session)];
+    for side in 0..3 {
+        let (e, r) =
+            [(list(), Vec::new()), (Vec::new(), list()), (list(), list())].into_iter().nth(side).unwrap();
+        let each = 1 + u64::from(side == 2);
+        install(&mut engine, at, e, r);
+        let (before, handled) = (COUNT.load(Relaxed), HANDLED.load(Relaxed));
+        // SAFETY: a handler that calls nothing but a function that does nothing; the calling thread's own id.
+        let me = unsafe {
+            libc::signal(libc::SIGALRM, on_alarm as extern "C" fn(i32) as usize);
+            libc::pthread_self()
+        };
+        let stop = AtomicBool::new(false);
+        let mut calls = 0;
+        std::thread::scope(|s| {
+            s.spawn(|| {
+                while !stop.load(Relaxed) {
+                    // SAFETY: a thread that waits for this one to end.
+                    unsafe { libc::pthread_kill(me, libc::SIGALRM) };
+                    std::thread::sleep(Duration::from_micros(50));
+                }
+            });
+            while HANDLED.load(Relaxed) < handled + 500 {
+                unchanged(state_nop, 0x202, "under signals");
+                calls += 1;
+            }
+            stop.store(true, Relaxed);
+        });
+        let handled = HANDLED.load(Relaxed) - handled;
+        assert_eq!(COUNT.load(Relaxed) - before, each * (calls + handled));
+        remove(&mut engine, at);
+    }
+    assert_eq!(bpftime_agent::hook::slots_in_use(), 0);
+}
+
+#[test]
+fn lists_come_and_go_under_threads_that_run_them() {
+    let (mut engine, session, at) = (engine(), session(), address(state_nop));
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|s| {
+        for _ in 0..3 {
+            s.spawn(|| {
+                while !stop.load(Relaxed) {
+                    // SAFETY: a function that does nothing.
+                    unsafe { state_nop() };
+                }
+            });
+        }
+        let mut standing = None;
+        for round in 0..60 {
+            let (_, first) = kinds(&session).swap_remove(round % kinds(&session).len());
+            let (_, second) = kinds(&session).swap_remove(round * 7 % kinds(&session).len());
+            let mut list = Box::<Programs>::default();
+            (list.entry, list.ret) = (first, second);
+            let site = engine.attach(at, Want::BOTH).expect("probed before");
+            Programs::publish(Some(&mut list), site);
+            let old = standing.replace(list);
+            if round % 3 == 0 {
+                engine.detach(at);
+                Programs::publish(None, site);
+            }
+            while !engine.quiesce(Duration::from_secs(1)) {}
+            drop(old); // code and all
+        }
+        let site = engine.attach(at, Want::BOTH).expect("probed before");
+        engine.detach(at);
+        Programs::publish(None, site);
+        while !engine.quiesce(Duration::from_secs(1)) {}
+        drop(standing);
+        stop.store(true, Relaxed);
+    });
+    assert_eq!(bpftime_agent::hook::slots_in_use(), 0);
 }

@@ -2,6 +2,7 @@
 #![allow(dead_code)]
 
 pub mod programs;
+pub mod state;
 
 use bpftime_agent::arch::PtRegs;
 pub use bpftime_agent::hook::Detached;

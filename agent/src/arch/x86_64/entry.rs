@@ -18,8 +18,8 @@
 //! a helper shows the target's stack.
 
 use super::frame::{
-    self, call_rust, enter_or_8, fill_registers, leave, restore_flags, restore_scratch, save_scratch,
-    thread_block,
+    self, begin, call_rust, end, enter_or_8, fill_registers, leave, restore_flags, restore_scratch,
+    save_preserved, save_scratch, thread_block,
 };
 use super::stubs;
 use crate::hook::{self, ThreadBlock};
@@ -27,39 +27,6 @@ use crate::run::enter::{Direct, List};
 use crate::run::process;
 use std::arch::global_asm;
 use std::mem::offset_of;
-
-/// Begins a routine that thunks call.
-macro_rules! begin {
-    ($name:literal) => {
-        concat!(
-            ".pushsection .text.bpft_entry,\"ax\",@progbits
-            .p2align 6
-            .globl ",
-            $name,
-            "
-            .hidden ",
-            $name,
-            "
-            .type ",
-            $name,
-            ",@function
-            ",
-            $name,
-            ":
-            .cfi_startproc
-            .cfi_signal_frame
-            .cfi_def_cfa rsp, 152
-            // rip = site->addr: DW_CFA_val_expression r16: CFA, const1u 144, minus, deref, deref
-            .cfi_escape 0x16,16,5, 0x08,144,0x1c,0x06,0x06"
-        )
-    };
-}
-
-macro_rules! end {
-    ($name:literal) => {
-        concat!(".cfi_endproc\n.size ", $name, ",.-", $name, "\n.popsection")
-    };
-}
 
 /// PtRegs is completed; the site is in rax. Clobbers rax and rdx.
 macro_rules! registers {
@@ -139,11 +106,40 @@ macro_rules! push_return {
     };
 }
 
+/// `global_asm` of a routine that uses `push_return`, with what that needs.
+macro_rules! with_return {
+    ($($rest:tt)*) => {
+        global_asm!(
+            $($rest)*
+            want = const hook::WANT_OFFSET,
+            only_return = const hook::RETURN_ONLY,
+            thunk = const hook::THUNK_OFFSET,
+            leave = const hook::LEAVE,
+            copy = const hook::COPY,
+            cursor = const hook::CURSOR_OFFSET,
+            first_run = const hook::FIRST_RUN_OFFSET,
+            run = const hook::RUN,
+            run_bytes = const hook::RUN * stubs::STRIDE,
+            step = const hook::STEP,
+            stride = const stubs::STRIDE,
+            pool = const stubs::STUBS * stubs::STRIDE,
+            ret_off = const stubs::RET_OFF,
+            target = const offset_of!(stubs::Slot, target),
+            ra = const offset_of!(stubs::Slot, ra),
+            real = const offset_of!(stubs::Slot, real),
+            site = const offset_of!(stubs::Slot, site),
+            sp = const offset_of!(stubs::Slot, sp),
+        );
+    };
+}
+
+// For unwinders: rip = site->addr: DW_CFA_val_expression r16: CFA, const1u 144, minus, deref, deref.
+//
 // Two variants: status flags are mostly dead where a probe sits (flow.rs decides).
 macro_rules! probe_landing {
     ($name:literal, $flags:expr) => {
-        global_asm!(
-            begin!($name),
+        with_return!(
+            begin!($name, "152", "0x16,16,5, 0x08,144,0x1c,0x06,0x06"),
             save_scratch!(),
             "mov rax, [rbp + 176]",
             enter_or_8!(),
@@ -201,24 +197,6 @@ macro_rules! probe_landing {
             first = const offset_of!(Direct, entry.first),
             last = const offset_of!(Direct, entry.end),
             run_list = const offset_of!(Direct, entry.run),
-            want = const hook::WANT_OFFSET,
-            only_return = const hook::RETURN_ONLY,
-            thunk = const hook::THUNK_OFFSET,
-            leave = const hook::LEAVE,
-            copy = const hook::COPY,
-            cursor = const hook::CURSOR_OFFSET,
-            first_run = const hook::FIRST_RUN_OFFSET,
-            run = const hook::RUN,
-            run_bytes = const hook::RUN * stubs::STRIDE,
-            step = const hook::STEP,
-            stride = const stubs::STRIDE,
-            pool = const stubs::STUBS * stubs::STRIDE,
-            ret_off = const stubs::RET_OFF,
-            target = const offset_of!(stubs::Slot, target),
-            ra = const offset_of!(stubs::Slot, ra),
-            real = const offset_of!(stubs::Slot, real),
-            site = const offset_of!(stubs::Slot, site),
-            sp = const offset_of!(stubs::Slot, sp),
         );
     };
 }
@@ -242,8 +220,8 @@ macro_rules! restore_five {
 // For sites with a return probe only: nobody will look at the registers, so this saves five of them.
 macro_rules! return_landing {
     ($name:literal, $flags:expr, $otherwise:literal) => {
-        global_asm!(
-            begin!($name),
+        with_return!(
+            begin!($name, "152", "0x16,16,5, 0x08,144,0x1c,0x06,0x06"),
             "lea rsp, [rsp - 48]",
             ".cfi_adjust_cfa_offset 48",
             "mov [rsp], rax",
@@ -275,25 +253,7 @@ macro_rules! return_landing {
             restore_five!(),
             $otherwise,
             end!($name),
-            want = const hook::WANT_OFFSET,
-            only_return = const hook::RETURN_ONLY,
-            thunk = const hook::THUNK_OFFSET,
-            leave = const hook::LEAVE,
-            copy = const hook::COPY,
             mute = const offset_of!(ThreadBlock, mute),
-            cursor = const hook::CURSOR_OFFSET,
-            first_run = const hook::FIRST_RUN_OFFSET,
-            run = const hook::RUN,
-            run_bytes = const hook::RUN * stubs::STRIDE,
-            step = const hook::STEP,
-            stride = const stubs::STRIDE,
-            pool = const stubs::STUBS * stubs::STRIDE,
-            ret_off = const stubs::RET_OFF,
-            target = const offset_of!(stubs::Slot, target),
-            ra = const offset_of!(stubs::Slot, ra),
-            real = const offset_of!(stubs::Slot, real),
-            site = const offset_of!(stubs::Slot, site),
-            sp = const offset_of!(stubs::Slot, sp),
         );
     };
 }

@@ -3,8 +3,8 @@
 //! As in entry.rs the usual case is done here and the rest by `on_return`.
 
 use super::frame::{
-    self, call_rust, enter_or_8, fill_registers, leave, restore_flags, restore_scratch, save_scratch,
-    thread_block,
+    self, call_rust, enter_or_8, fill_registers, leave, restore_flags, restore_scratch, save_preserved,
+    save_scratch, thread_block,
 };
 use super::stubs;
 use crate::hook;

@@ -36,6 +36,41 @@ const _: () = assert!(size_of::<Below>().is_multiple_of(16));
 /// Offset of the hit in [`Below`].
 pub(super) const HIT: usize = std::mem::offset_of!(Below, hit);
 
+/// Begins a routine that thunks call: its name, where the CFA is, and what rip is for unwinders, in terms of the CFA.
+macro_rules! begin {
+    ($name:literal, $cfa:literal, $rip:literal) => {
+        concat!(
+            ".pushsection .text.bpft_entry,\"ax\",@progbits
+            .p2align 6
+            .globl ",
+            $name,
+            "
+            .hidden ",
+            $name,
+            "
+            .type ",
+            $name,
+            ",@function
+            ",
+            $name,
+            ":
+            .cfi_startproc
+            .cfi_signal_frame
+            .cfi_def_cfa rsp, ",
+            $cfa,
+            "
+            .cfi_escape ",
+            $rip
+        )
+    };
+}
+
+macro_rules! end {
+    ($name:literal) => {
+        concat!(".cfi_endproc\n.size ", $name, ",.-", $name, "\n.popsection")
+    };
+}
+
 /// Makes room for PtRegs, saves what calls clobber, and points rbp to it.
 macro_rules! save_scratch {
     () => {
@@ -75,11 +110,9 @@ macro_rules! save_preserved {
 /// The words of PtRegs that `save_scratch` leaves out, but ip; sp is `{sp_after}` above. Clobbers rax and rdx.
 macro_rules! fill_registers {
     () => {
-        "mov [rbp], r15
-        mov [rbp + 8], r14
-        mov [rbp + 16], r13
-        mov [rbp + 24], r12
-        mov [rbp + 40], rbx
+        concat!(
+            save_preserved!(),
+            "
         mov qword ptr [rbp + 120], -1
         mov qword ptr [rbp + 136], 0x33
         mov qword ptr [rbp + 160], 0x2b
@@ -95,6 +128,7 @@ macro_rules! fill_registers {
         shl edx, 11
         or eax, edx
         mov [rbp + 144], rax"
+        )
     };
 }
 
@@ -190,7 +224,7 @@ macro_rules! call_rust {
 }
 
 pub(super) use {
-    call_rust, enter_or_8, fill_registers, leave, restore_flags, restore_scratch, save_preserved,
+    begin, call_rust, end, enter_or_8, fill_registers, leave, restore_flags, restore_scratch, save_preserved,
     save_scratch, thread_block,
 };
 

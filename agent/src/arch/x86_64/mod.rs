@@ -4,7 +4,8 @@
 //! - Our code is compiled for the baseline, so it writes nothing but general registers, status flags and the
 //!   low 128 bits of xmm0-15. ymm/zmm upper halves, k registers, x87/MMX and mxcsr are never written, hence never
 //!   saved (a const assertion below refuses a build with AVX).
-//! - The assembly of `entry.rs`, `exit.rs` and `runner.rs` writes no xmm register, and relies on no direction flag.
+//! - The assembly of `entry.rs`, `exit.rs`, `syscall_entry.rs` and `runner.rs` writes no xmm register, and relies on no
+//!   direction flag.
 //!   Both are put aside (`frame.rs`) before anything compiled by rustc runs, and before a program whose image says
 //!   that it writes vector registers; helpers do it themselves, the first of a hit for all (`run::helpers`), unless their machine code shows that they
 //!   need not (`lean.rs`).

@@ -36,11 +36,16 @@ impl PtRegs {
     }
 }
 
-// The assembly in entry.rs and stubs.rs spells these offsets out.
+// The assembly in frame.rs, and what uses it, spells these offsets out.
 const _: () = {
     use std::mem::offset_of;
     assert!(size_of::<PtRegs>() == 168);
-    assert!(offset_of!(PtRegs, bp) == 32 && offset_of!(PtRegs, ax) == 80 && offset_of!(PtRegs, di) == 112);
+    assert!(offset_of!(PtRegs, r15) == 0 && offset_of!(PtRegs, r14) == 8 && offset_of!(PtRegs, r13) == 16);
+    assert!(offset_of!(PtRegs, r12) == 24 && offset_of!(PtRegs, bp) == 32 && offset_of!(PtRegs, bx) == 40);
+    assert!(offset_of!(PtRegs, r11) == 48 && offset_of!(PtRegs, r10) == 56 && offset_of!(PtRegs, r9) == 64);
+    assert!(offset_of!(PtRegs, r8) == 72 && offset_of!(PtRegs, ax) == 80 && offset_of!(PtRegs, cx) == 88);
+    assert!(offset_of!(PtRegs, dx) == 96 && offset_of!(PtRegs, si) == 104 && offset_of!(PtRegs, di) == 112);
+    assert!(offset_of!(PtRegs, cs) == 136);
     assert!(offset_of!(PtRegs, orig_ax) == 120 && offset_of!(PtRegs, ip) == 128);
     assert!(
         offset_of!(PtRegs, flags) == 144 && offset_of!(PtRegs, sp) == 152 && offset_of!(PtRegs, ss) == 160

@@ -15,8 +15,8 @@
 //! calls, hook/syscall.rs is called.
 
 use super::frame::{
-    self, call_rust, enter_or_8, fill_registers, leave, restore_flags, restore_scratch, save_scratch,
-    thread_block,
+    self, begin, call_rust, end, enter_or_8, fill_registers, leave, restore_flags, restore_scratch,
+    save_preserved, save_scratch, thread_block,
 };
 use crate::hook::{self, SyscallSite, ThreadBlock};
 use crate::run::enter::List;
@@ -24,41 +24,6 @@ use crate::run::process;
 use crate::syscalls::direct::{CALLS, Call, NUMBERS};
 use std::arch::global_asm;
 use std::mem::offset_of;
-
-/// Begins a routine: its name, where the CFA is, and what rip is for unwinders: in terms of the CFA.
-macro_rules! begin {
-    ($name:literal, $cfa:literal, $rip:literal) => {
-        concat!(
-            ".pushsection .text.bpft_syscall,\"ax\",@progbits
-            .p2align 6
-            .globl ",
-            $name,
-            "
-            .hidden ",
-            $name,
-            "
-            .type ",
-            $name,
-            ",@function
-            ",
-            $name,
-            ":
-            .cfi_startproc
-            .cfi_signal_frame
-            .cfi_def_cfa rsp, ",
-            $cfa,
-            "
-            .cfi_escape ",
-            $rip
-        )
-    };
-}
-
-macro_rules! end {
-    ($name:literal) => {
-        concat!(".cfi_endproc\n.size ", $name, ",.-", $name, "\n.popsection")
-    };
-}
 
 /// The long way: `{call}`(word, regs) says where the thread goes on.
 macro_rules! report {
@@ -132,155 +97,115 @@ macro_rules! header {
     };
 }
 
-/// Runs the list of `r8` on the record.
-macro_rules! run {
-    () => {
-        concat!(
-            "lea rdx, [rsp + {record}]
-        mov rdi, [r8 + {first}]
-        mov rsi, [r8 + {last}]
-        call [r8 + {run_list}]\n",
-            leave!()
-        )
+/// A side of a call: its routine, the register of which the number is, what fills in the record behind its header, what
+/// chooses where the thunk goes on (an address into rdx; site in rax, thunk in rdx), its list, the long way, operands of
+/// its own.
+// rip = site->after, kept in PtRegs::ip once the site's word is no more: DW_CFA_val_expression r16: CFA, const1u 136,
+// minus, deref, deref
+macro_rules! side {
+    ($name:literal, $nr:literal, $record:expr, $go_on:expr, $list:ident, $call:path, $($own:tt)*) => {
+        global_asm!(
+            begin!($name, "144", "0x16,16,5, 0x08,136,0x1c,0x06,0x06"),
+            save_scratch!(),
+            "mov rax, [rbp + 176]",
+            "mov rdx, [rax]",
+            "mov [rbp + 128], rdx",
+            ".cfi_offset rip, -184",
+            enter_or_8!(),
+            find_or_7!($nr),
+            "test al, {nothing}",
+            "jnz 6f",
+            header!($nr),
+            $record,
+            "lea rdx, [rsp + {record}]",
+            "mov rdi, [r8 + {first}]",
+            "mov rsi, [r8 + {last}]",
+            "call [r8 + {run_list}]",
+            "6:",
+            leave!(),
+            "mov rax, [rbp + 176]",
+            "mov rdx, [rax + {thunk}]",
+            $go_on,
+            "mov [rbp + 176], rdx",
+            restore_flags!(),
+            restore_scratch!(),
+            "ret",
+            ".cfi_def_cfa rbp, 312",
+            ".cfi_offset rbp, -280",
+            "7:",
+            "dec qword ptr [rcx + {active}]",
+            "8:",
+            report!(),
+            end!($name),
+            call = sym $call,
+            pid_page = sym process::PID_PAGE,
+            usual_pid = const frame::USUAL_PID,
+            usual = const frame::USUAL,
+            active = const frame::ACTIVE,
+            dispatch = const offset_of!(ThreadBlock, dispatch),
+            below = const frame::BELOW,
+            room = const BELOW,
+            record = const RECORD,
+            kept_needs = const RECORD + offset_of!(Record, needs),
+            sp_after = const 312,
+            numbers = const NUMBERS,
+            table = sym CALLS,
+            shift = const size_of::<Call>().ilog2(),
+            needs = const offset_of!(Call, $list.needs),
+            first = const offset_of!(Call, $list.first),
+            last = const offset_of!(Call, $list.end),
+            run_list = const offset_of!(Call, $list.run),
+            long_way = const List::LONG_WAY,
+            nothing = const Call::NOTHING,
+            thunk = const SyscallSite::THUNK,
+            $($own)*
+        );
     };
 }
 
-// rip = site->after, kept in PtRegs::ip once the site's word is no more: DW_CFA_val_expression r16: CFA, const1u 136,
-// minus, deref, deref
-global_asm!(
-    begin!("bpft_syscall_enter", "144", "0x16,16,5, 0x08,136,0x1c,0x06,0x06"),
-    save_scratch!(),
-    "mov rax, [rbp + 176]",
-    "mov rdx, [rax]",
-    "mov [rbp + 128], rdx",
-    ".cfi_offset rip, -184",
-    enter_or_8!(),
-    find_or_7!("[rbp + 80]"),
-    "test al, {nothing}",
-    "jnz 6f",
-    header!("[rbp + 80]"),
-    "mov [rsp + {record} + 16], rdi",
-    "mov [rsp + {record} + 24], rsi",
-    "mov rdx, [rbp + 96]",
-    "mov [rsp + {record} + 32], rdx",
-    "mov [rsp + {record} + 40], r10",
-    "mov rdx, [rbp + 72]",
-    "mov [rsp + {record} + 48], rdx",
-    "mov [rsp + {record} + 56], r9",
-    run!(),
-    "3:",
-    "mov rax, [rbp + 176]",
-    "mov rdx, [rax + {thunk}]",
-    "test byte ptr [rsp + {kept_needs}], {exit_too}",
-    "jnz 4f",
-    "add rdx, [rax + {quiet}]",
-    "5:",
-    "mov [rbp + 176], rdx",
-    restore_flags!(),
-    restore_scratch!(),
-    "ret",
-    ".cfi_def_cfa rbp, 312",
-    ".cfi_offset rbp, -280",
-    "4:",
-    "mov ecx, [rbp + 80]",
-    "mov [rbp + 88], rcx",
-    "add rdx, [rax + {events}]",
-    "jmp 5b",
-    "6:",
-    leave!(),
-    "jmp 3b",
-    "7:",
-    "dec qword ptr [rcx + {active}]",
-    "8:",
-    report!(),
-    end!("bpft_syscall_enter"),
-    call = sym hook::on_syscall_enter,
-    pid_page = sym process::PID_PAGE,
-    usual_pid = const frame::USUAL_PID,
-    usual = const frame::USUAL,
-    active = const frame::ACTIVE,
-    dispatch = const offset_of!(ThreadBlock, dispatch),
-    below = const frame::BELOW,
-    room = const BELOW,
-    record = const RECORD,
-    kept_needs = const RECORD + offset_of!(Record, needs),
-    sp_after = const 312,
-    numbers = const NUMBERS,
-    table = sym CALLS,
-    shift = const size_of::<Call>().ilog2(),
-    needs = const offset_of!(Call, enter.needs),
-    first = const offset_of!(Call, enter.first),
-    last = const offset_of!(Call, enter.end),
-    run_list = const offset_of!(Call, enter.run),
-    long_way = const List::LONG_WAY,
-    nothing = const Call::NOTHING,
+// rdi, rsi, r10 and r9 are still what they were.
+side!(
+    "bpft_syscall_enter",
+    "[rbp + 80]",
+    "mov [rsp + {record} + 16], rdi
+    mov [rsp + {record} + 24], rsi
+    mov rdx, [rbp + 96]
+    mov [rsp + {record} + 32], rdx
+    mov [rsp + {record} + 40], r10
+    mov rdx, [rbp + 72]
+    mov [rsp + {record} + 48], rdx
+    mov [rsp + {record} + 56], r9",
+    "test byte ptr [rsp + {kept_needs}], {exit_too}
+    jnz 4f
+    add rdx, [rax + {quiet}]
+    jmp 5f
+    4:
+    mov ecx, [rbp + 80]
+    mov [rbp + 88], rcx
+    add rdx, [rax + {events}]
+    5:",
+    enter,
+    hook::on_syscall_enter,
     exit_too = const Call::EXIT_TOO,
-    thunk = const SyscallSite::THUNK,
     quiet = const SyscallSite::QUIET,
     events = const SyscallSite::EVENTS,
 );
 
-global_asm!(
-    begin!("bpft_syscall_exit", "144", "0x16,16,5, 0x08,136,0x1c,0x06,0x06"),
-    save_scratch!(),
-    "mov rax, [rbp + 176]",
-    "mov rdx, [rax]",
-    "mov [rbp + 128], rdx",
-    ".cfi_offset rip, -184",
-    enter_or_8!(),
-    find_or_7!("[rbp + 88]"),
-    "test al, {nothing}",
-    "jnz 6f",
-    header!("[rbp + 88]"),
-    "mov rdx, [rbp + 80]",
-    "mov [rsp + {record} + 16], rdx",
-    "mov qword ptr [rsp + {record} + 24], 0",
-    "mov qword ptr [rsp + {record} + 32], 0",
-    "mov qword ptr [rsp + {record} + 40], 0",
-    "mov qword ptr [rsp + {record} + 48], 0",
-    "mov qword ptr [rsp + {record} + 56], 0",
-    run!(),
-    "3:",
-    "mov rax, [rbp + 176]",
-    "mov rdx, [rax]",
-    "mov [rbp + 88], rdx",
-    "mov rdx, [rax + {thunk}]",
-    "add rdx, [rax + {leave_part}]",
-    "mov [rbp + 176], rdx",
-    restore_flags!(),
-    restore_scratch!(),
-    "ret",
-    ".cfi_def_cfa rbp, 312",
-    ".cfi_offset rbp, -280",
-    "6:",
-    leave!(),
-    "jmp 3b",
-    "7:",
-    "dec qword ptr [rcx + {active}]",
-    "8:",
-    report!(),
-    end!("bpft_syscall_exit"),
-    call = sym hook::on_syscall_exit,
-    pid_page = sym process::PID_PAGE,
-    usual_pid = const frame::USUAL_PID,
-    usual = const frame::USUAL,
-    active = const frame::ACTIVE,
-    dispatch = const offset_of!(ThreadBlock, dispatch),
-    below = const frame::BELOW,
-    room = const BELOW,
-    record = const RECORD,
-    kept_needs = const RECORD + offset_of!(Record, needs),
-    sp_after = const 312,
-    numbers = const NUMBERS,
-    table = sym CALLS,
-    shift = const size_of::<Call>().ilog2(),
-    needs = const offset_of!(Call, exit.needs),
-    first = const offset_of!(Call, exit.first),
-    last = const offset_of!(Call, exit.end),
-    run_list = const offset_of!(Call, exit.run),
-    long_way = const List::LONG_WAY,
-    nothing = const Call::NOTHING,
-    thunk = const SyscallSite::THUNK,
+side!(
+    "bpft_syscall_exit",
+    "[rbp + 88]",
+    "mov rdx, [rbp + 80]
+    mov [rsp + {record} + 16], rdx
+    mov qword ptr [rsp + {record} + 24], 0
+    mov qword ptr [rsp + {record} + 32], 0
+    mov qword ptr [rsp + {record} + 40], 0
+    mov qword ptr [rsp + {record} + 48], 0
+    mov qword ptr [rsp + {record} + 56], 0",
+    "mov rcx, [rax]
+    mov [rbp + 88], rcx
+    add rdx, [rax + {leave_part}]",
+    exit,
+    hook::on_syscall_exit,
     leave_part = const SyscallSite::LEAVE,
 );
 
