@@ -12,7 +12,7 @@ pub(super) struct Mapping {
 
 /// The address space at one moment.
 #[derive(Debug, Default)]
-pub(crate) struct Maps(pub(super) Vec<Mapping>);
+pub(super) struct Maps(pub Vec<Mapping>);
 
 impl Maps {
     pub fn read() -> Self {

@@ -54,7 +54,6 @@ mod trap;
 
 pub use engine::{BATCH, CannotHook, Detached, Engine, Form};
 pub use engine::{Call, fits_a_line, short_reaches};
-pub(crate) use maps::Maps;
 pub use returns::{missed as missed_returns, real_return, slots_in_use};
 pub use session::Carried;
 pub use site::{Site, Want};

@@ -1,10 +1,10 @@
 //! Does a function leave vector registers and the direction flag alone? Asked of its machine code.
 
-use crate::hook::Maps;
 use iced_x86::{
     Code, CpuidFeature, Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic, OpKind, Register,
 };
 use std::collections::BTreeSet;
+use std::ops::Range;
 use std::sync::atomic::AtomicPtr;
 use std::sync::atomic::Ordering::Relaxed;
 
@@ -19,7 +19,8 @@ const PAGE: usize = 4096;
 /// change any more, lead where it points to, and so do those through constants. Other indirect ones make the answer no, as
 /// does everything that is not understood.
 pub fn leaves_vectors_alone(address: usize, pointer: &AtomicPtr<()>, saving: usize) -> bool {
-    let mut walker = Walker { pointer, maps: None, seen: BTreeSet::from([saving]), pending: vec![address] };
+    let mut walker =
+        Walker { pointer, constants: relocated(), seen: BTreeSet::from([saving]), pending: vec![address] };
     while let Some(at) = walker.pending.pop() {
         if !walker.walk(at) {
             return false;
@@ -30,7 +31,8 @@ pub fn leaves_vectors_alone(address: usize, pointer: &AtomicPtr<()>, saving: usi
 
 struct Walker<'a> {
     pointer: &'a AtomicPtr<()>,
-    maps: Option<Maps>,
+    /// Words that nobody changes any more.
+    constants: Range<usize>,
     seen: BTreeSet<usize>,
     /// Branch targets to be walked.
     pending: Vec<usize>,
@@ -64,7 +66,7 @@ impl Walker<'_> {
     }
 
     /// Where a call or a branch leads, if that can be said.
-    fn target(&mut self, insn: &Instruction) -> Option<usize> {
+    fn target(&self, insn: &Instruction) -> Option<usize> {
         use FlowControl::*;
         match (insn.flow_control(), insn.op0_kind()) {
             (Call | ConditionalBranch | UnconditionalBranch, OpKind::NearBranch64) => {
@@ -77,16 +79,36 @@ impl Walker<'_> {
         }
     }
 
-    /// The word at `address`, if nobody can change it: the global offset table is written before our code runs.
-    fn constant(&mut self, address: usize) -> Option<usize> {
+    /// The word at `address`, if nobody changes it any more.
+    fn constant(&self, address: usize) -> Option<usize> {
         if address == std::ptr::from_ref(self.pointer) as usize {
             return Some(self.pointer.load(Relaxed) as usize);
         }
-        let maps = self.maps.get_or_insert_with(Maps::read);
-        let constant = maps.protection(address) == Some(libc::PROT_READ) && address.is_multiple_of(8);
-        // SAFETY: readable, and aligned.
+        let constant = address.is_multiple_of(8) && self.constants.contains(&address);
+        // SAFETY: mapped and readable (`relocated`), and aligned.
         constant.then(|| unsafe { (address as *const usize).read() })
     }
+}
+
+/// What the loader makes read-only of this library once it is relocated: among others the global offset table, through
+/// which a function may call another.
+fn relocated() -> Range<usize> {
+    unsafe extern "C" {
+        /// The linker's: where this library begins.
+        static __ehdr_start: libc::Elf64_Ehdr;
+    }
+    let base = &raw const __ehdr_start as usize;
+    // SAFETY: the headers of a loaded library are mapped, where the first of them says.
+    let headers = unsafe {
+        let header = &__ehdr_start;
+        let first = (base + header.e_phoff as usize) as *const libc::Elf64_Phdr;
+        std::slice::from_raw_parts(first, header.e_phnum.into())
+    };
+    let found = headers.iter().find(|header| header.p_type == libc::PT_GNU_RELRO);
+    found.map_or(0..0, |found| {
+        let start = base + found.p_vaddr as usize;
+        start..start + found.p_memsz as usize
+    })
 }
 
 fn decode(at: usize) -> Option<Instruction> {
