@@ -12,4 +12,4 @@ mod serve;
 /// The tool's own index among the processes of its session.
 pub const TOOL_OWNER: u16 = 1;
 
-pub use client::{attach, detach, is_ours, member, perf_slot, session, settle};
+pub use client::{attach, detach, hold, is_ours, member, perf_slot, running, session, settle};

@@ -1,5 +1,6 @@
 //! The functions of the C library that this library takes the place of.
 
+mod bpffs;
 mod directories;
 mod paths;
 
@@ -58,6 +59,14 @@ pub unsafe extern "C" fn bpftime_prog_load_image(
     // SAFETY: the caller's promise.
     let (attr, image) = unsafe { (*attr, std::slice::from_raw_parts(image, len)) };
     guard(|| to_c(cmd::prog::load_image(&attr, image, ctx_bytes)), || -1)
+}
+
+/// Keeps pinned objects until there are none: what `bpftime-agent hold` calls. `ready` is called once tools can ask; gives
+/// an errno, 0 at the regular end.
+#[unsafe(no_mangle)]
+pub extern "C" fn bpftime_hold(ready: extern "C" fn()) -> c_int {
+    let served = guard(|| crate::holder::serve(|| ready()), || Err(rustix::io::Errno::IO));
+    served.err().map_or(0, |errno| errno.raw_os_error())
 }
 
 /// `ioctl(2)`: PERF_EVENT_IOC_* on our perf events.

@@ -1,6 +1,7 @@
 //! Descriptors: ours beside the tool's, and which numbers of the tool's are ours.
 
 use rustix::fd::{AsFd, AsRawFd, BorrowedFd, IntoRawFd, OwnedFd, RawFd};
+use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -11,6 +12,61 @@ const HIDDEN_FROM: RawFd = 700;
 /// A second descriptor for the same file, out of the tool's way where the limit allows.
 pub fn hidden(fd: impl AsFd) -> Result<OwnedFd, Errno> {
     rustix::io::fcntl_dupfd_cloexec(&fd, HIDDEN_FROM).or_else(|_| rustix::io::fcntl_dupfd_cloexec(&fd, 3))
+}
+
+/// `BPF_F_RDONLY` and `BPF_F_WRONLY`.
+pub const ACCESS_FLAGS: u32 = 1 << 3 | 1 << 4;
+
+/// What bpf(2) may do with a map through a descriptor, which is what read(2) and write(2) might.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// Look at it and change it.
+    Both,
+    /// Look at it.
+    Read,
+    /// Change it.
+    Write,
+}
+
+impl Access {
+    /// As flags ask for; `EINVAL` for both (`bpf_get_file_flag`).
+    pub fn from_flags(flags: u32) -> Result<Self, Errno> {
+        match flags & ACCESS_FLAGS {
+            0 => Ok(Self::Both),
+            0x8 => Ok(Self::Read),
+            0x10 => Ok(Self::Write),
+            _ => Err(Errno::INVAL),
+        }
+    }
+
+    /// That of a descriptor; `EBADF` when it is closed.
+    pub fn of(fd: BorrowedFd) -> Result<Self, Errno> {
+        let mode = rustix::fs::fcntl_getfl(fd).map_err(|_| Errno::BADF)? & OFlags::RWMODE;
+        Ok(match mode {
+            OFlags::RDONLY => Self::Read,
+            OFlags::WRONLY => Self::Write,
+            _ => Self::Both,
+        })
+    }
+
+    /// Whether it allows all that `needed` does.
+    pub fn covers(self, needed: Self) -> bool {
+        self == Self::Both || self == needed
+    }
+}
+
+/// Another descriptor of a memory file, with this access. A socket, whose file has but one, is the same for all.
+pub fn open_as(fd: impl AsFd, access: Access) -> Result<OwnedFd, Errno> {
+    let flags = match access {
+        Access::Both => return rustix::io::fcntl_dupfd_cloexec(&fd, 3),
+        Access::Read => OFlags::RDONLY,
+        Access::Write => OFlags::WRONLY,
+    };
+    let path = format!("/proc/self/fd/{}", fd.as_fd().as_raw_fd());
+    match rustix::fs::open(path, flags | OFlags::CLOEXEC, Mode::empty()) {
+        Err(Errno::NXIO) => rustix::io::fcntl_dupfd_cloexec(&fd, 3),
+        opened => opened,
+    }
 }
 
 /// What identifies an open file whatever number it has: device and inode.

@@ -7,10 +7,12 @@ pub use sweep::reclaim;
 
 use crate::fds::{self, FileId};
 use crate::perf::tracepoint::Tracepoint;
+use crate::stats::OwnRow;
 use bpftime_agent::run::MapHandle;
 use bpftime_agent::run::image::Program;
 use bpftime_agent::run::shadow::Layout;
 use bpftime_shm::session::inspect::Kind;
+use bpftime_shm::session::page::Page;
 use bpftime_shm::session::wire::{Counter, Point, ProgSpec, SyscallEvent};
 use bpftime_shm::session::{dir, ids};
 use bpftime_shm::{MapDef, PerfRing};
@@ -84,6 +86,11 @@ impl Held {
         if *uses == 0 { self.by_id.remove(&id).map(|(m, _)| m) } else { None }
     }
 
+    /// What stands where.
+    pub fn rows(&self) -> Vec<(Vec<u8>, u32)> {
+        self.by_key.iter().map(|(key, id)| (key.clone(), *id)).collect()
+    }
+
     /// Records what a key holds now; what it held before.
     pub fn replace(&mut self, key: &[u8], id: Option<u32>) -> Option<u32> {
         match id {
@@ -150,6 +157,14 @@ pub struct ProgObject {
     pub attach_type: u32,
     /// Linked into the tool, for programs that run here.
     pub linked: OnceLock<Option<Arc<Program>>>,
+    /// Its row of run statistics, as in `spec`.
+    pub row: OwnRow,
+    /// Another session's, which is only looked at here.
+    pub viewed: bool,
+    /// Whether another session may run it as well.
+    pub is_elsewhere: AtomicBool,
+    /// With the holder: the session it was taken over from, and its row there.
+    pub before: Option<(Page, u32)>,
 }
 
 impl ProgObject {
@@ -277,6 +292,10 @@ pub struct LinkObject {
     pub event: Option<Arc<PerfObject>>,
     /// What else BPF_OBJ_GET_INFO_BY_FD tells of it.
     pub detail: LinkDetail,
+    /// What agents know of it, by id; of a link with an event the event says that.
+    pub specs: Vec<u32>,
+    /// Another session's, which is only looked at here.
+    pub viewed: bool,
 }
 
 /// What only one type of link has.
@@ -440,9 +459,10 @@ pub fn of_file(file: FileId) -> Option<Object> {
     table().get(&file).map(|row| row.object.clone())
 }
 
-/// The object of this kind and id that this process knows.
+/// The object of this kind and id that this process knows. A link may be known twice: as its own, and as the holder's.
 pub fn by_id(kind: Kind, id: u32) -> Option<(FileId, Object)> {
     let table = table();
-    let found = table.iter().find(|(_, row)| row.object.id() == Some((kind, id)));
+    let found = table.iter().filter(|(_, row)| row.object.id() == Some((kind, id)));
+    let found = found.min_by_key(|(_, row)| matches!(&row.object, Object::Link(l) if l.viewed));
     found.map(|(file, row)| (*file, row.object.clone()))
 }

@@ -104,7 +104,7 @@ fn childrens_preload() -> Option<OsString> {
 }
 
 /// Path of this library as the dynamic linker loaded it.
-fn own_path() -> Option<PathBuf> {
+pub fn own_path() -> Option<PathBuf> {
     // SAFETY: Dl_info is plain data that dladdr fills; our own function is in our own library.
     let info = unsafe {
         let mut info: libc::Dl_info = std::mem::zeroed();

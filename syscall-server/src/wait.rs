@@ -13,7 +13,7 @@ use crate::object::{Events, MapObject, PerfObject};
 use bpftime_agent::run::enter::Session as RunSession;
 use bpftime_shm::UserRing;
 use rustix::fd::AsFd;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError, Weak};
 use std::time::Duration;
 
@@ -27,6 +27,31 @@ pub enum Ring {
 }
 
 static RINGS: Mutex<Vec<Ring>> = Mutex::new(Vec::new());
+
+/// Whether there are rings of other sessions, and a thread that looks at them.
+static FOREIGN: AtomicBool = AtomicBool::new(false);
+static WATCHING: AtomicBool = AtomicBool::new(false);
+/// How often such rings are looked at: their producers wake the tools of their own sessions.
+const FOREIGN_LOOK: Duration = Duration::from_millis(20);
+
+/// Has a ring of another session looked after, from the tool's first wait on.
+pub fn register_foreign(map: &Arc<MapObject>) {
+    register(Ring::Map(Arc::downgrade(map)));
+    FOREIGN.store(true, Ordering::Relaxed);
+}
+
+fn watch_foreign() {
+    let body = || {
+        std::mem::forget(bpftime_agent::hook::Mute::new());
+        loop {
+            std::thread::sleep(FOREIGN_LOOK);
+            raise_ready();
+        }
+    };
+    if bpftime_agent::lifecycle::spawn_quiet("bpftime-rings", body).is_err() {
+        WATCHING.store(false, Ordering::Relaxed);
+    }
+}
 
 /// Has a ring looked after.
 pub fn register(ring: Ring) {
@@ -81,6 +106,9 @@ fn show_room(events: &Events, ring: &UserRing) {
 
 /// Called at the start of every wait of the tool.
 pub fn before_wait() {
+    if FOREIGN.load(Ordering::Relaxed) && !WATCHING.swap(true, Ordering::Relaxed) {
+        watch_foreign();
+    }
     each(|events, has_data, arm| {
         // Armed before the look: a record written after the look finds the ring armed.
         arm();
@@ -101,17 +129,21 @@ fn raise(events: &Events) {
     }
 }
 
+fn raise_ready() {
+    each(|events, has_data, _| {
+        if has_data() {
+            raise(events);
+        }
+    });
+}
+
 /// Starts the thread that turns producers' wakeups into readable descriptors.
 pub fn start_waker(session: Arc<RunSession>) {
     let body = move || {
         std::mem::forget(bpftime_agent::hook::Mute::new());
         loop {
             let seq = session.page.wake_seq();
-            each(|events, has_data, _| {
-                if has_data() {
-                    raise(events);
-                }
-            });
+            raise_ready();
             session.page.wait(seq, Duration::from_secs(3600));
         }
     };

@@ -132,10 +132,9 @@ impl Sites {
         }
     }
 
-    /// Takes a link off: its program does not run any more, its places are marked.
+    /// Takes a link off, and marks its places. Unless it was disabled before, its program runs until they are published.
     pub fn take_off(&mut self, session: &mut Session, link: u32, dirty: &mut Dirty) {
         let Some(link) = session.links.remove(&link) else { return };
-        link.enabled.store(false, Ordering::Relaxed);
         session.sites -= link.placed.len() as u32;
         self.unplace(session.id, [&link], dirty);
         self.note_change(link.spec.kind);
@@ -220,6 +219,16 @@ impl Sites {
             LinkKind::Syscall(_) | LinkKind::Task(_) => self.calls_changed = true,
             LinkKind::Sample(_) | LinkKind::Counter(_) => self.samples_changed = true,
         }
+    }
+
+    /// A session's runs are counted from now on, or no longer: all of its lists are to be made again.
+    pub fn recount(&mut self, session: &Session, dirty: &mut Dirty) {
+        let placed = session.links.values().flat_map(|l| &l.placed);
+        dirty.extend(placed.map(|(addr, _)| *addr));
+        self.call_links.clear();
+        self.sample_links.clear();
+        self.event_links.clear();
+        session.links.values().for_each(|l| self.note_change(l.spec.kind));
     }
 
     /// Makes the programs at system calls what the links say now.
@@ -369,6 +378,7 @@ impl Sites {
                 Some((age, p.link, sessions[age].links.get(&p.link)?, p.point))
             })
             .collect();
+        found.retain(|(age, link, ..)| !is_known_before(sessions, *age, *link));
         // Stable: one link's points at one address stay in its order.
         found.sort_by_key(|(age, link, ..)| std::cmp::Reverse((*age, *link)));
         found.into_iter().map(|(age, _, link, point)| (&sessions[age], link, point)).collect()
@@ -469,10 +479,18 @@ impl Sites {
     }
 }
 
+/// Whether an older session has the link too. The one of that session runs, and this one in its place when it goes: a
+/// pinned link is its tool's, and the holder's after that.
+fn is_known_before(sessions: &[Session], age: usize, link: u32) -> bool {
+    sessions[..age].iter().any(|s| s.links.contains_key(&link))
+}
+
 /// The links of one kind with what `of` finds in them, in an order that only a change of links changes.
 fn links_of<E>(sessions: &[Session], of: impl Fn(&Link) -> Option<E>) -> Vec<(&Session, &Link, E)> {
-    let all = sessions.iter().flat_map(|s| s.links.values().map(move |l| (s, l)));
-    let mut links: Vec<_> = all.filter_map(|(s, l)| Some((s, l, of(l)?))).collect();
+    let all = sessions.iter().enumerate().flat_map(|(age, s)| s.links.values().map(move |l| (age, s, l)));
+    let known = |age, l: &Link| is_known_before(sessions, age, l.spec.link);
+    let mut links: Vec<_> =
+        all.filter_map(|(age, s, l)| Some((s, l, of(l).filter(|_| !known(age, l))?))).collect();
     links.sort_by_key(|(s, l, _)| (s.id, l.spec.link));
     links
 }
@@ -485,10 +503,19 @@ fn ids_of<E>(links: &[(&Session, &Link, E)]) -> Vec<(u64, u32)> {
 fn entry_of(session: &Session, link: &Link, cookie: u64) -> Entry {
     let only_pid = if link.spec.pid > 0 { std::process::id() } else { 0 };
     let (program, shared, enabled) = (link.program.clone(), session.shared.clone(), link.enabled.clone());
-    Entry::new(program, shared, cookie, enabled, only_pid, link.spec.link)
+    let entry = Entry::new(program, shared, cookie, enabled, only_pid, link.spec.link);
+    entry.with_stats(session.stats_row(link.spec.prog), session.counting)
 }
 
-/// Turns every link of a session off at once, before its probes are taken out one by one.
-pub fn disable_all(session: &Session) {
-    session.links.values().for_each(|l| l.enabled.store(false, Ordering::Relaxed));
+/// Turns every link of a session that has no stand-in in `others` off at once, before its probes are taken out one by one.
+pub fn disable_all(session: &Session, others: &[Session]) {
+    session.links.keys().for_each(|link| disable(session, *link, others));
+}
+
+/// Turns a link off; one that another session has as well goes on until that one's takes over.
+pub fn disable(session: &Session, link: u32, others: &[Session]) {
+    let stands_in = |s: &Session| s.id != session.id && s.links.contains_key(&link);
+    if let Some(l) = session.links.get(&link).filter(|_| !others.iter().any(stands_in)) {
+        l.enabled.store(false, Ordering::Relaxed);
+    }
 }

@@ -6,7 +6,7 @@ use crate::run::image::Program;
 use crate::run::shadow::Layout;
 use bpftime_shm::session::page::Page;
 use bpftime_shm::session::sock;
-use bpftime_shm::session::wire::{InForce, LinkKind, LinkSpec, Message, ProgSpec, unseen};
+use bpftime_shm::session::wire::{InForce, LinkKind, LinkSpec, Message, NO_STATS, ProgSpec, unseen};
 use bpftime_shm::{Map, PerfRing};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::io::Errno;
@@ -42,6 +42,10 @@ pub struct Session {
     pub shared: Arc<RunSession>,
     maps: HashMap<u32, Arc<MapHandle>>,
     programs: HashMap<u32, Arc<Program>>,
+    /// The programs' rows of run statistics.
+    stats: HashMap<u32, u32>,
+    /// Whether runs are counted (BPF_ENABLE_STATS).
+    pub counting: bool,
     /// What the tool takes the task to look like.
     task: Option<Arc<Layout>>,
     /// Programs in prog arrays and maps in maps, by container and id: kept alive for the containers' tables.
@@ -84,6 +88,8 @@ pub enum Todo {
     Attach(u32),
     /// Take link `.0` off.
     Detach(u32),
+    /// Make all lists of the session again.
+    Recount,
     /// Let go of this when no thread runs a program.
     Retire(Object),
     /// Publish, wait for readers, then acknowledge.
@@ -112,6 +118,8 @@ impl Session {
             shared: Arc::new(RunSession { page, owner: AtomicU32::new(owner) }),
             maps: HashMap::new(),
             programs: HashMap::new(),
+            stats: HashMap::new(),
+            counting: false,
             task: None,
             members: HashMap::new(),
             links: HashMap::new(),
@@ -133,6 +141,11 @@ impl Session {
     /// This process's index in the session, as maps record it.
     fn owner(&self) -> u16 {
         self.shared.owner.load(Ordering::Relaxed) as u16
+    }
+
+    /// A program's row of run statistics.
+    pub fn stats_row(&self, prog: u32) -> u32 {
+        self.stats.get(&prog).copied().unwrap_or(NO_STATS)
     }
 
     /// The connection, to wait on.
@@ -162,8 +175,12 @@ impl Session {
             Message::Prog(spec) => self.add_program(&spec, fd.ok_or(Errno::PROTO)?)?,
             Message::Link(spec) => return Ok(self.add_link(spec)),
             Message::Unlink { link } => return Ok(vec![Todo::Detach(link)]),
+            Message::Stats { on } => {
+                self.counting = on;
+                return Ok(vec![Todo::Recount]);
+            }
             Message::Drop { progs, maps } => {
-                progs.iter().for_each(|p| drop(self.programs.remove(p)));
+                progs.iter().for_each(|p| drop((self.programs.remove(p), self.stats.remove(p))));
                 maps.iter().for_each(|m| drop(self.maps.remove(m)));
                 let gone: Vec<_> = self.members.extract_if(|(c, _), _| maps.contains(c)).collect();
                 return Ok(gone.into_iter().map(|(_, object)| Todo::Retire(object)).collect());
@@ -234,6 +251,7 @@ impl Session {
                 crate::run::build_id::use_from_now();
             }
             self.programs.insert(spec.prog, Arc::new(program.with_task(self.task.clone())));
+            self.stats.insert(spec.prog, spec.stats);
         }
         Ok(())
     }

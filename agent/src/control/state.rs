@@ -1,6 +1,6 @@
 //! Everything the control thread knows, and the steps that change it.
 
-use super::attach::{Dirty, Sites, disable_all};
+use super::attach::{Dirty, Sites, disable, disable_all};
 use super::session::{Link, Session, Todo};
 use crate::hook::Engine;
 use crate::memory::Reserve;
@@ -153,6 +153,7 @@ impl State {
                 Ok(Some(todo)) => {
                     seen = Pumped::Something;
                     for t in todo {
+                        let Some(session) = self.sessions.iter_mut().find(|s| s.id == id) else { break };
                         match t {
                             Todo::Nothing => {}
                             Todo::Attach(link) => {
@@ -162,7 +163,8 @@ impl State {
                                 let kind = session.links.get(&link).map(|l| l.spec.kind);
                                 kind.into_iter().for_each(|k| self.sites.note_change(k));
                             }
-                            Todo::Detach(link) => self.sites.take_off(session, link, &mut dirty),
+                            Todo::Detach(link) => self.detach(id, link, &mut dirty),
+                            Todo::Recount => self.sites.recount(session, &mut dirty),
                             Todo::Retire(object) => self.sites.retire(object),
                             Todo::Ack(seq) => {
                                 self.settle(std::mem::take(&mut dirty));
@@ -179,6 +181,12 @@ impl State {
         }
         self.settle(dirty);
         seen
+    }
+
+    fn detach(&mut self, id: u64, link: u32, dirty: &mut Dirty) {
+        let Some(at) = self.sessions.iter().position(|s| s.id == id) else { return };
+        disable(&self.sessions[at], link, &self.sessions);
+        self.sites.take_off(&mut self.sessions[at], link, dirty);
     }
 
     fn ack(&mut self, id: u64, seq: u64) -> Pumped {
@@ -232,7 +240,7 @@ impl State {
     /// The control thread cannot go on: no program runs any more, the text is restored, and what a thread may still be
     /// reading stays where it is.
     pub fn abandon(self) {
-        self.sessions.iter().for_each(disable_all);
+        self.sessions.iter().for_each(|s| disable_all(s, &[]));
         self.sites.abandon();
         std::mem::forget(self.sessions);
     }
@@ -241,7 +249,7 @@ impl State {
     pub fn end(&mut self, id: u64) {
         let Some(at) = self.sessions.iter().position(|s| s.id == id) else { return };
         let mut session = self.sessions.remove(at);
-        disable_all(&session);
+        disable_all(&session, &self.sessions);
         session.take_objects().for_each(|object| self.sites.retire(object));
         self.leftovers.push((session.path.clone(), LEFTOVER_TRIES));
         let mut dirty = Dirty::new();

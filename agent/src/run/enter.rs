@@ -3,12 +3,14 @@
 use super::held::{self, Held};
 use super::helpers::signal;
 use super::image::{Func, Program};
-use super::{Bound, FUEL, Hit, Override, Reads, Run, TailCalls, process, session};
+use super::{Bound, FUEL, Hit, Override, Reads, Run, TailCalls, clock, process, session};
 use crate::arch::PtRegs;
 use crate::arch::guarded::Recover;
 use crate::arch::runner;
 use crate::hook::{Carried, Site, ThreadBlock, vfork_child};
 use bpftime_shm::session::page::{OwnerWord, Page};
+use bpftime_shm::session::stats;
+use bpftime_shm::session::wire::NO_STATS;
 use bpftime_vm::RunHeader;
 use std::mem::offset_of;
 use std::ops::Range;
@@ -39,6 +41,8 @@ pub struct Entry {
     traits: u32,
     /// The link's id in its session.
     link: u32,
+    /// The program's row of run statistics.
+    stats: u32,
     /// Whose program it is. `bound` points to it, and to the program.
     pub session: Arc<Session>,
     program: Arc<Program>,
@@ -54,6 +58,8 @@ pub(crate) const SLOTLESS: u32 = 1;
 pub(crate) const VECTOR: u32 = 2;
 /// `only_pid` is not 0.
 pub(crate) const ONE_PROCESS: u32 = 4;
+/// Runs are counted and timed (BPF_ENABLE_STATS). The assembly does neither.
+const COUNTED: u32 = 8;
 
 pub(crate) const FUNC: usize = offset_of!(Entry, bound) + offset_of!(Bound, func);
 pub(crate) const OWNER: usize = offset_of!(Entry, bound) + offset_of!(Bound, owner);
@@ -85,6 +91,7 @@ impl Entry {
             slot_count: session.page.slots(),
             only_pid,
             link,
+            stats: NO_STATS,
             traits: bit(program.is_local(), SLOTLESS)
                 | bit(program.needs().vector, VECTOR)
                 | bit(only_pid != 0, ONE_PROCESS),
@@ -113,6 +120,22 @@ impl Entry {
     /// See [`Entry::of_session`]; 0 for all others.
     pub fn session(&self) -> u64 {
         self.who
+    }
+
+    /// With a row of run statistics, and whether to count in it.
+    pub fn with_stats(mut self, row: u32, counting: bool) -> Self {
+        self.stats = row;
+        self.traits |= if counting && self.row().is_some() { COUNTED } else { 0 };
+        self
+    }
+
+    /// Whether somebody has to count the runs, which the assembly does not.
+    pub(crate) fn is_counted(&self) -> bool {
+        self.traits & COUNTED != 0
+    }
+
+    fn row(&self) -> Option<stats::Row<'_>> {
+        self.session.page.stats(self.stats)
     }
 
     #[inline]
@@ -235,7 +258,8 @@ impl Programs {
             list.entry.iter_mut().for_each(|e| e.bound.at_entry = list.at_entry);
             list.direct = Direct { entry: List::of(&list.entry), ret: List::of(&list.ret) };
             let unusual = list.entry.iter().any(|e| e.program.may_replace() || e.session() != 0);
-            if list.internal.is_none() && !unusual && process::is_known() {
+            let counted = list.entry.iter().chain(&list.ret).any(Entry::is_counted);
+            if list.internal.is_none() && !unusual && !counted && process::is_known() {
                 direct = &raw mut list.direct;
             }
             programs = std::ptr::from_mut(&mut **list);
@@ -352,13 +376,18 @@ pub fn run_event(entry: &Entry, who: &Who, hit: &Hit) -> Option<u64> {
     if !entry.runs_in(who.pid) {
         return None;
     }
-    match run(&entry.bound, who, hit)? {
-        End::Returned(value) => Some(value),
-        End::Abandoned => {
-            abandoned(entry);
-            None
-        }
+    let counted = if entry.is_counted() { entry.row() } else { None };
+    match run(&entry.bound, who, hit, counted) {
+        Some(End::Returned(value)) => return Some(value),
+        Some(End::Abandoned) => abandoned(entry),
+        None => missed(entry),
     }
+    None
+}
+
+#[cold]
+fn missed(entry: &Entry) {
+    entry.row().into_iter().for_each(stats::Row::miss);
 }
 
 /// How a run ended.
@@ -370,9 +399,9 @@ enum End {
     Abandoned,
 }
 
-/// One run, on a CPU slot of its own; `None` when there was none to be had.
+/// One run, on a CPU slot of its own, counted where that is asked for; `None` when there was no slot to be had.
 #[inline]
-fn run(bound: &Bound, who: &Who, hit: &Hit) -> Option<End> {
+fn run(bound: &Bound, who: &Who, hit: &Hit, counted: Option<stats::Row>) -> Option<End> {
     // SAFETY: the owner of `bound` keeps what it points to.
     let (page, owner) = unsafe { (&*bound.page, &*bound.owner) };
     let owner = OwnerWord::new(owner.load(Ordering::Relaxed), who.thread);
@@ -395,11 +424,16 @@ fn run(bound: &Bound, who: &Who, hit: &Hit) -> Option<End> {
     };
     let mut recover = Recover::new();
     let args = [bound.func as usize as u64, hit.ctx, &raw mut run as u64, 0];
+    let start = counted.map(|row| (row, clock::monotonic()));
     // SAFETY: the thread's own block; a program may be abandoned anywhere, what it holds is given back below.
     let outcome = unsafe { who.block.run_guarded(call, args, &mut recover) };
     let abandoned = outcome.faulted != 0 || run.header.fuel < 0;
     if abandoned {
         held::let_go(&mut run);
+    }
+    if let Some((row, start)) = start {
+        // While the slot is still ours: so is its column.
+        row.count(cpu, clock::monotonic().wrapping_sub(start));
     }
     page.release(cpu);
     Some(if abandoned { End::Abandoned } else { End::Returned(outcome.value) })
@@ -450,7 +484,7 @@ pub fn run_here(program: &Program, session: &Session, ctx: *mut u8, cookie: u64)
     let hit = Hit::event(ctx as u64, std::ptr::null());
     // As in a callback: a probe that a signal handler hits in the middle finds a run in progress.
     block.enter();
-    let end = run(&Bound::new(program, session, cookie), &who, &hit);
+    let end = run(&Bound::new(program, session, cookie), &who, &hit, None);
     block.leave();
     let end = end?;
     if signal::waiting(block) {

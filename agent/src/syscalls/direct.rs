@@ -80,9 +80,10 @@ fn entries(side: &SideList, nr: i32) -> Vec<Entry> {
     side.of(nr).map(|l| l.entry.clone()).collect()
 }
 
-/// What the programs get are records. Who looks at registers does so by a helper, and goes the long way.
+/// What the programs get are records. Who looks at registers does so by a helper, and goes the long way, as do runs that
+/// are counted.
 fn of_records(entries: &[Entry]) -> List {
-    if entries.iter().any(Entry::reads_registers) {
+    if entries.iter().any(|e| e.reads_registers() || e.is_counted()) {
         return List::default();
     }
     let mut list = List::of(entries);

@@ -221,9 +221,9 @@ impl Map {
     /// BPF_MAP_FREEZE.
     ///
     /// # Errors
-    /// EPERM when already frozen or the descriptor is read-only, EBUSY while writable mappings exist.
+    /// EPERM when already frozen, EBUSY while writable mappings exist.
     pub fn freeze(&self) -> Result<(), Errno> {
-        if self.def.map_flags & BPF_F_RDONLY != 0 || self.is_frozen() {
+        if self.is_frozen() {
             return Err(Errno::PERM);
         }
         if self.state().writers.load(Acquire) != 0 {

@@ -22,28 +22,9 @@ impl Map {
         }
     }
 
-    /// EPERM unless the tool may read elements.
-    ///
-    /// # Errors
-    /// See above.
-    pub fn may_read(&self) -> Result<(), Errno> {
-        self.readable()
-    }
-
-    /// EPERM unless the tool may change elements.
-    ///
-    /// # Errors
-    /// See above.
-    pub fn may_write(&self) -> Result<(), Errno> {
-        self.writable()
-    }
-
-    fn readable(&self) -> Result<(), Errno> {
-        if self.def.map_flags & BPF_F_WRONLY != 0 { Err(Errno::PERM) } else { Ok(()) }
-    }
-
+    /// What may be done through a descriptor is the server's to check.
     fn writable(&self) -> Result<(), Errno> {
-        if self.def.map_flags & BPF_F_RDONLY != 0 || self.is_frozen() { Err(Errno::PERM) } else { Ok(()) }
+        if self.is_frozen() { Err(Errno::PERM) } else { Ok(()) }
     }
 
     /// What is checked before a descriptor that is to be stored is looked at.
@@ -71,7 +52,6 @@ impl Map {
     /// The kernel's: ENOENT, EINVAL, EPERM, ENOTSUPP.
     pub fn sys_lookup(&self, key: &[u8], value: &mut [u8], flags: u64) -> Result<(), Errno> {
         Self::known_flags(flags)?;
-        self.readable()?;
         let _lock = self.lock_if(flags)?;
         self.has_key_len(key)?;
         self.has_value_len(value.len())?;
@@ -108,7 +88,6 @@ impl Map {
     /// # Errors
     /// ENOENT at the end; EPERM, EINVAL, ENOTSUPP as the kernel's.
     pub fn sys_next_key(&self, key: Option<&[u8]>, out: &mut [u8]) -> Result<(), Errno> {
-        self.readable()?;
         if let Some(key) = key {
             self.has_key_len(key)?;
         }
@@ -141,7 +120,6 @@ impl Map {
     /// The kernel's: ENOENT, EINVAL, EPERM, ENOTSUPP.
     pub fn sys_lookup_and_delete(&self, key: &[u8], value: &mut [u8], flags: u64) -> Result<(), Errno> {
         Self::known_flags(flags)?;
-        self.readable()?;
         self.writable()?;
         let _lock = self.lock_if(flags)?;
         if flags != 0 && matches!(self.kind, Kind::QUEUE(_) | Kind::STACK(_)) {

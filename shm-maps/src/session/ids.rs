@@ -1,4 +1,5 @@
-//! Ids of objects, unique among the sessions of a runtime directory as the kernel's are among all tools.
+//! Ids of objects, unique among the sessions of a runtime directory as the kernel's are among all tools; and the indices
+//! by which maps know processes, since a pinned map is used by processes of several sessions.
 //!
 //! A file in the directory holds the next id that nobody has; a tool takes a block at a time under the file's lock.
 
@@ -11,8 +12,20 @@ pub const BLOCK: u32 = 64;
 
 /// The first of [`BLOCK`] ids that nobody else was or will be given. After four thousand million they begin anew.
 pub fn take_block(dir: &Path) -> Result<u32, Errno> {
+    take(dir, "ids")
+}
+
+/// The first of [`BLOCK`] process indices. They begin anew after 1023 blocks: whoever takes one must look whether a
+/// process that it knows has it yet.
+pub fn take_owners(dir: &Path) -> Result<u16, Errno> {
+    /// Blocks above the first, which is left to the indices with a meaning of their own.
+    const BLOCKS: u32 = (1 << 16) / BLOCK - 1;
+    Ok(((1 + take(dir, "owners")? / BLOCK % BLOCKS) * BLOCK) as u16)
+}
+
+fn take(dir: &Path, name: &str) -> Result<u32, Errno> {
     let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-    let file = rustix::fs::open(dir.join("ids"), flags, Mode::RUSR | Mode::WUSR)?;
+    let file = rustix::fs::open(dir.join(name), flags, Mode::RUSR | Mode::WUSR)?;
     // Given back when the file is closed.
     rustix::fs::flock(&file, FlockOperation::LockExclusive)?;
     let mut bytes = [0; 4];

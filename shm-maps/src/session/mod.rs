@@ -12,5 +12,6 @@ pub mod inspect;
 pub mod page;
 pub mod sealed;
 pub mod sock;
+pub mod stats;
 pub mod text;
 pub mod wire;

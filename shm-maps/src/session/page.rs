@@ -7,11 +7,13 @@
 //! ...   u32[256] pids whose execve the session was told of: what runs after it reads that the beginning was seen
 //! ...   bits     links that are gone, by id: for processes that nobody can tell
 //! ...   TextRing what programs print, from a page boundary on (memory that is not printed into costs nothing)
+//! ...   Column[ROWS][n + 1] run statistics (`stats`), sparse as well
 //! ```
 //! A run of a program owns one CPU slot from entry to exit. The slot number stands for the CPU everywhere (per-CPU
 //! values, perf rings), so two threads that the kernel runs on one CPU never write one per-CPU value, and a perf ring
 //! has one producer. A slot's word names its owner, so a slot whose owner died can be taken back.
 
+use super::stats::{self, Column};
 use super::text::TextRing;
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::fs::{MemfdFlags, SealFlags};
@@ -105,8 +107,12 @@ fn text_at(slots: u32) -> usize {
     links_at(slots) + LINKS / 8
 }
 
-fn page_len(slots: u32) -> usize {
+fn stats_at(slots: u32) -> usize {
     text_at(slots) + size_of::<TextRing>().next_multiple_of(4096)
+}
+
+fn page_len(slots: u32) -> usize {
+    stats_at(slots) + stats::ROWS as usize * (slots as usize + 1) * size_of::<Column>()
 }
 
 impl Page {
@@ -204,8 +210,12 @@ impl Page {
 
     /// Whether the link is gone, or the whole tool. For processes without a control thread, which are told nothing.
     pub fn link_closed(&self, link: u32) -> bool {
-        let ended = self.header().broker.load(Ordering::Relaxed) & OWNER_DIED != 0;
-        ended || self.link_bit(link).is_some_and(|(word, bit)| word.load(Ordering::Relaxed) & bit != 0)
+        self.ended() || self.link_bit(link).is_some_and(|(word, bit)| word.load(Ordering::Relaxed) & bit != 0)
+    }
+
+    /// Whether the tool is gone.
+    pub fn ended(&self) -> bool {
+        self.header().broker.load(Ordering::Relaxed) & OWNER_DIED != 0
     }
 
     /// The word in which the broker's thread id goes when the kernel is to note that thread's end (robust futexes).
@@ -217,6 +227,18 @@ impl Page {
     pub fn text(&self) -> &TextRing {
         // SAFETY: `page_len` has room for it at this page boundary; all its fields are atomic.
         unsafe { &*self.base.add(text_at(self.slots)).cast::<TextRing>() }
+    }
+
+    /// The run statistics of the program with this row; none for [`super::wire::NO_STATS`].
+    pub fn stats(&self, row: u32) -> Option<stats::Row<'_>> {
+        if row >= stats::ROWS {
+            return None;
+        }
+        let columns = self.slots as usize + 1;
+        let at = stats_at(self.slots) + row as usize * columns * size_of::<Column>();
+        // SAFETY: `page_len` has room for ROWS rows of this many columns behind `stats_at`, which is page aligned; every
+        // field that is written is atomic.
+        Some(stats::Row(unsafe { std::slice::from_raw_parts(self.base.add(at).cast(), columns) }))
     }
 
     /// Process `pid` is calling execve, and programs of this session were told.

@@ -10,7 +10,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 /// Version of this protocol; the two ends must agree.
-pub const VERSION: u32 = 7;
+pub const VERSION: u32 = 8;
 
 /// Where in a file a link's probes stand.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -176,7 +176,12 @@ pub struct ProgSpec {
     pub name: Vec<u8>,
     /// Session ids of its maps, in the order of the image's map indices.
     pub maps: Vec<u32>,
+    /// Its row of run statistics in the session page; [`NO_STATS`] for none.
+    pub stats: u32,
 }
+
+/// A program without a row of statistics: there are more programs than rows.
+pub const NO_STATS: u32 = u32::MAX;
 
 /// One map, for listings.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -315,6 +320,11 @@ pub enum Message {
         /// In this process.
         in_force: InForce,
     },
+    /// Tool: whether runs are to be counted (BPF_ENABLE_STATS).
+    Stats {
+        /// Whether they are.
+        on: bool,
+    },
     /// `bpftime ps`: list yourself.
     List,
     /// `bpftime trace-pipe`: the session page, please. The same message with its descriptor is the answer.
@@ -323,6 +333,8 @@ pub enum Message {
     Inspect(inspect::Request),
     /// Tool: the answer, with the object's descriptor.
     Inspected(inspect::Reply),
+    /// Tool: the answer stands in a file, which comes before the object's descriptor.
+    InspectedFile,
     /// Tool: answer to [`Message::List`].
     Listing(Listing),
 }
@@ -388,7 +400,7 @@ mod tests {
     }
 
     fn samples() -> Vec<Message> {
-        let prog = ProgSpec { prog: 1, prog_type: 2, name: b"p".to_vec(), maps: vec![1, 2] };
+        let prog = ProgSpec { prog: 1, prog_type: 2, name: b"p".to_vec(), maps: vec![1, 2], stats: 3 };
         let map = MapRow { map: 1, map_type: 2, key_size: 4, value_size: 8, max_entries: 3, name: vec![] };
         vec![
             Message::Hello { version: VERSION },
@@ -407,6 +419,7 @@ mod tests {
             Message::Drop { progs: vec![1], maps: vec![2, 3] },
             Message::Sync { seq: 77 },
             Message::Ack { seq: 77, in_force: in_force() },
+            Message::Stats { on: true },
             Message::List,
             Message::Text,
             Message::Inspect(inspect::Request::Event(-1)),

@@ -74,6 +74,15 @@ pub fn session() -> Result<Arc<RunSession>, Errno> {
     guard.as_ref().map(|c| c.shared.clone()).ok_or(Errno::AGAIN)
 }
 
+/// What [`session`] gives, for who may not start one or wait for one.
+static RUNNING: Mutex<Option<(u32, Arc<RunSession>)>> = Mutex::new(None);
+
+/// The session for programs that run in the tool, if this process has one.
+pub fn running() -> Option<Arc<RunSession>> {
+    let running = RUNNING.lock().unwrap_or_else(PoisonError::into_inner);
+    running.as_ref().filter(|(pid, _)| *pid == std::process::id()).map(|(_, session)| session.clone())
+}
+
 fn start() -> Result<Client, Errno> {
     if !bpftime_agent::lifecycle::prepare() {
         return Err(Errno::NOMEM);
@@ -103,6 +112,7 @@ fn start() -> Result<Client, Errno> {
         shared: Arc::new(shared),
     };
     client.sync()?;
+    *RUNNING.lock().unwrap_or_else(PoisonError::into_inner) = Some((client.pid, client.shared.clone()));
     crate::wait::start_waker(client.shared.clone());
     Ok(client)
 }
@@ -220,6 +230,11 @@ pub fn attach(spec: LinkSpec, prog: &ProgObject, watch: Option<OwnedFd>) -> Resu
     if spec.pid <= 0 && spec.kind.is_of_file() && crate::inject::everyone::wanted() {
         crate::inject::everyone::reach((spec.dev, spec.ino));
     }
+    hold(spec, prog, watch)
+}
+
+/// As [`attach`], in processes that carry the agent; not in this one, unless it does.
+pub fn hold(spec: LinkSpec, prog: &ProgObject, watch: Option<OwnedFd>) -> Result<(), Errno> {
     let mut guard = client()?;
     let client = guard.as_mut().ok_or(Errno::AGAIN)?;
     let mut known = ANNOUNCED.lock().unwrap_or_else(PoisonError::into_inner);

@@ -3,11 +3,13 @@
 //! The table keeps objects longer than the tool does, and this thread has a descriptor table of its own. So what lives is
 //! read from /proc: an object that the tool has a descriptor of, and what such objects, and events with a program, use.
 
+use super::known::Known;
 use crate::fds::FileId;
 use crate::object::{self, LinkDetail, LinkObject, Object, PerfKind, PerfObject, ProgObject};
-use crate::{cmd, perf};
+use crate::{cmd, perf, stats};
 use bpftime_abi::attr::LinkInfo;
 use bpftime_shm::session::inspect::{EventRow, Kind, LinkRow, ProgRow, Reply, Request};
+use bpftime_shm::session::wire::LinkSpec;
 use rustix::fd::{AsRawFd, OwnedFd};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
@@ -16,13 +18,36 @@ use std::os::unix::fs::MetadataExt;
 use std::sync::PoisonError;
 
 /// The answer, with a descriptor.
-pub fn answer(request: Request) -> (Reply, Option<OwnedFd>) {
+pub fn answer(request: Request, known: &Known) -> (Reply, Option<OwnedFd>) {
+    let alone = |reply| (reply, None);
     let answered = match request {
-        Request::Ids(kind) => Ok((Reply::Ids(ids(kind)), None)),
+        Request::Ids(kind) => Ok(alone(Reply::Ids(ids(kind)))),
         Request::Get(kind, id) => describe(kind, id),
-        Request::Event(fd) => event(fd).map(|row| (Reply::Event(row), None)),
+        Request::Event(fd) => event(fd).map(Reply::Event).map(alone),
+        Request::Specs(link) => specs(link, known).map(Reply::Specs).map(alone),
+        Request::Members(map) => members(map).map(Reply::Members).map(alone),
+        // The holder's own socket is for these, and the broker itself for the switch.
+        Request::Pin(..) | Request::Pinned(..) | Request::Stats => Err(Errno::PROTO),
     };
     answered.unwrap_or_else(|errno| (Reply::Refused(errno.raw_os_error()), None))
+}
+
+/// What a link attaches at this moment.
+fn specs(link: u32, known: &Known) -> Result<Vec<LinkSpec>, Errno> {
+    let Some((_, Object::Link(link))) = object::by_id(Kind::Link, link) else { return Err(Errno::NOENT) };
+    let events = link.event.as_ref().and_then(|e| {
+        let state = e.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.attached
+    });
+    let ids = link.specs.iter().copied().chain(events);
+    Ok(ids.filter_map(|id| known.links.get(&id)).map(|l| l.spec.clone()).collect())
+}
+
+fn members(map: u32) -> Result<Vec<(Vec<u8>, u32)>, Errno> {
+    match object::by_id(Kind::Map, map) {
+        Some((_, Object::Map(map))) => Ok(map.held().rows()),
+        _ => Err(Errno::NOENT),
+    }
 }
 
 /// Where the tool's descriptors are: this thread's own are others.
@@ -108,8 +133,6 @@ fn describe(kind: Kind, id: u32) -> Result<(Reply, Option<OwnedFd>), Errno> {
 }
 
 fn prog_row(p: &ProgObject) -> ProgRow {
-    /// What fits into a message with room for the rest.
-    const INSNS_MAX: usize = 128 * 1024;
     ProgRow {
         spec: p.spec.clone(),
         tag: p.tag,
@@ -118,7 +141,9 @@ fn prog_row(p: &ProgObject) -> ProgRow {
         ctx_bytes: p.ctx_bytes,
         attach_type: p.attach_type,
         gpl: p.gpl,
-        insns: p.insns.iter().take(INSNS_MAX).copied().collect(),
+        insns: p.insns.clone(),
+        runs: stats::runs_here(p),
+        own: !p.viewed,
     }
 }
 
@@ -130,7 +155,12 @@ fn link_row(l: &LinkObject) -> Result<LinkRow, Errno> {
         LinkDetail::Elsewhere { text, .. } => text.clone(),
         LinkDetail::Event => l.event.as_ref().map(|e| perf::described(&e.kind).name).unwrap_or_default(),
     };
-    Ok(LinkRow { id: l.id, link_type: l.link_type, prog: l.prog.spec.prog, words: info.data, text })
+    let (points, given) = match &l.detail {
+        LinkDetail::UprobeMulti { points, given, .. } => (points.clone(), *given),
+        _ => Default::default(),
+    };
+    let (id, link_type, prog, own) = (l.id, l.link_type, l.prog.spec.prog, !l.viewed);
+    Ok(LinkRow { id, link_type, prog, words: info.data, text, points, given, own })
 }
 
 /// The program at the event behind one of the tool's descriptors: EBADF for no descriptor, ENOTSUPP for another file, as

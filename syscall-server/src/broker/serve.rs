@@ -1,14 +1,17 @@
 //! The broker's thread.
 
 use super::known::Known;
+use crate::stats;
+use bpftime_shm::session::inspect::{self, Reply, Request};
 use bpftime_shm::session::page::Page;
-use bpftime_shm::session::sock;
 use bpftime_shm::session::wire::{AgentRow, InForce, Message, VERSION};
+use bpftime_shm::session::{dir, ids, sock};
 use rustix::event::epoll::{self, EventData, EventFlags};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::io::Errno;
 use std::mem::MaybeUninit;
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -45,7 +48,8 @@ pub struct Broker {
     /// Agents that were there before the session and have not connected yet: an attachment holds for them too.
     expected: Vec<i32>,
     agents: Vec<Agent>,
-    next_owner: u32,
+    /// Indices that were taken for this session and not given out yet.
+    owners: Range<u32>,
     seq: u64,
     /// Everything that may speak or hang up, so that a round costs what happened and not what is there.
     poll: OwnedFd,
@@ -53,7 +57,12 @@ pub struct Broker {
     unlinked: bool,
     /// Links that agents are told of together with what follows, so that each wakes once for it.
     held: Vec<Message>,
+    /// Whether runs are counted (`stats`).
+    counting: bool,
 }
+
+/// One more than the highest owner index.
+const OWNERS: u32 = 1 << 16;
 
 /// What an event of the epoll set is about, above the id of the link or the owner index of the agent.
 const TOOL: u64 = 0;
@@ -82,11 +91,12 @@ impl Broker {
             known,
             expected,
             agents,
-            next_owner: 2,
+            owners: 0..0,
             seq: 0,
             poll,
             unlinked: false,
             held: Vec::new(),
+            counting: false,
         };
         broker.watch(broker.tool.as_fd(), TOOL, 0);
         broker.watch(broker.listener.as_fd(), LISTENER, 0);
@@ -96,8 +106,12 @@ impl Broker {
     /// Serves until the tool is gone.
     pub fn serve(mut self) {
         super::robust::mark(self.page.broker_word());
+        self.look_at_stats();
         loop {
             let ready = self.wait();
+            if self.counting {
+                self.look_at_stats();
+            }
             self.reap_links(&ready);
             self.reap_agents(&ready);
             if ready.listener {
@@ -109,8 +123,10 @@ impl Broker {
         }
     }
 
+    /// Waits for something to happen. That a tool which wanted runs to be counted was killed is told by nobody.
     fn wait(&self) -> Ready {
-        self.ready(None)
+        const LOOK: Timespec = Timespec { tv_sec: 0, tv_nsec: 500_000_000 };
+        self.ready(self.counting.then_some(&LOOK))
     }
 
     /// What has something to say, at once or as soon as anything has.
@@ -216,13 +232,31 @@ impl Broker {
                 sock::send(conn.as_fd(), &Message::Listing(listing).encode(), &[])
             }
             Message::Text => sock::send(conn.as_fd(), &Message::Text.encode(), &[self.page_fd.as_fd()]),
-            Message::Inspect(request) => {
-                let (reply, fd) = super::inspect::answer(request);
-                let fd = fd.as_ref().map(AsFd::as_fd);
-                sock::send(conn.as_fd(), &Message::Inspected(reply).encode(), fd.as_slice())
-            }
+            Message::Inspect(request) => self.inspect(conn, request),
             Message::Hello { version: VERSION } => self.welcome(conn, pid),
             _ => Err(Errno::PROTO),
+        }
+    }
+
+    fn inspect(&mut self, conn: OwnedFd, request: Request) -> Result<(), Errno> {
+        let (reply, fd) = match request {
+            Request::Stats => {
+                self.look_at_stats();
+                (Reply::Done, None)
+            }
+            request => super::inspect::answer(request, &self.known),
+        };
+        inspect::answer(conn.as_fd(), reply, fd.as_ref().map(AsFd::as_fd))
+    }
+
+    /// Has every process count its runs, or no longer, as tools want it now.
+    fn look_at_stats(&mut self) {
+        let on = stats::wanted();
+        if on != self.counting {
+            self.counting = on;
+            stats::set(on);
+            self.relay(Message::Stats { on });
+            self.synchronise();
         }
     }
 
@@ -230,6 +264,9 @@ impl Broker {
         let owner = self.free_owner();
         let hello = Message::Welcome { session: self.session, owner, cpus: self.page.slots() };
         sock::send(conn.as_fd(), &hello.encode(), &[self.page_fd.as_fd()])?;
+        if self.counting {
+            sock::send(conn.as_fd(), &Message::Stats { on: true }.encode(), &[])?;
+        }
         for (msg, fd) in self.known.for_agent(pid) {
             sock::send(conn.as_fd(), &msg.encode(), fd.as_slice())?;
         }
@@ -241,11 +278,17 @@ impl Broker {
         Ok(())
     }
 
-    /// An owner index that no live agent has. Maps keep it in 16 bits.
+    /// An owner index that no live agent has, of this or another session: they may share maps, which keep it in 16 bits.
     fn free_owner(&mut self) -> u32 {
         loop {
-            let owner = self.next_owner;
-            self.next_owner = if owner >= u16::MAX as u32 { 2 } else { owner + 1 };
+            if self.owners.is_empty() {
+                let block = dir::own().ok().and_then(|d| ids::take_owners(&d).ok());
+                // Without a directory there are no other sessions.
+                let from = block.map_or(self.owners.end % OWNERS, u32::from).max(ids::BLOCK);
+                self.owners = from..from + ids::BLOCK;
+            }
+            let owner = self.owners.start;
+            self.owners.start += 1;
             if self.agents.iter().all(|a| a.owner != owner) {
                 return owner;
             }

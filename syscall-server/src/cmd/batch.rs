@@ -1,14 +1,14 @@
 //! BPF_MAP_*_BATCH. Hash maps are read by buckets, whole buckets only, with the number of the next one as the token
 //! between calls; other maps by keys, with the last one as the token.
 
-use super::map::{delete_one, update_one};
+use super::map::{allowed, delete_one, update_one};
 use super::{Attr, ENOTSUPP};
-use crate::object::{self, MapObject};
+use crate::fds::Access;
+use crate::object::MapObject;
 use crate::user;
 use bpftime_abi::attr::Batch;
 use bpftime_abi::field::SPIN_LOCK;
 use bpftime_abi::map_type::*;
-use bpftime_shm::Map;
 use rustix::io::Errno;
 use std::mem::offset_of;
 use std::sync::Arc;
@@ -38,9 +38,6 @@ fn support(map_type: u32) -> Support {
     }
 }
 
-/// What a command must be allowed to do with the map.
-type May = fn(&Map) -> Result<(), Errno>;
-
 /// A batch command under way.
 struct Request<'a> {
     attr: &'a Attr,
@@ -49,11 +46,10 @@ struct Request<'a> {
 }
 
 impl<'a> Request<'a> {
-    /// The checks that all commands share, in the kernel's order: `may` the tool, is the type one of `types`.
-    fn new(attr: &'a Attr, types: &[Support], may: &[May]) -> Result<Self, Errno> {
+    /// The checks that all commands share: the descriptor must allow what is `needed`, the type must be one of `types`.
+    fn new(attr: &'a Attr, needed: Access, types: &[Support]) -> Result<Self, Errno> {
         let a: Batch = attr.get();
-        let map = object::map(a.map_fd)?;
-        may.iter().try_for_each(|may| may(&map.handle.map))?;
+        let map = allowed(a.map_fd, needed)?;
         if !types.contains(&support(map.def().map_type)) {
             return Err(ENOTSUPP);
         }
@@ -86,8 +82,7 @@ impl<'a> Request<'a> {
 
 /// BPF_MAP_UPDATE_BATCH.
 pub fn update(attr: &Attr) -> Result<i64, Errno> {
-    let types = [Support::Slots, Support::Keys, Support::Buckets];
-    let r = Request::new(attr, &types, &[Map::may_write])?;
+    let r = Request::new(attr, Access::Write, &[Support::Slots, Support::Keys, Support::Buckets])?;
     check_lock_flag(&r)?;
     let len = r.value_len();
     each(&r, |at| {
@@ -98,7 +93,7 @@ pub fn update(attr: &Attr) -> Result<i64, Errno> {
 
 /// BPF_MAP_DELETE_BATCH.
 pub fn delete(attr: &Attr) -> Result<i64, Errno> {
-    let r = Request::new(attr, &[Support::Keys, Support::Buckets], &[Map::may_write])?;
+    let r = Request::new(attr, Access::Write, &[Support::Keys, Support::Buckets])?;
     check_lock_flag(&r)?;
     each(&r, |at| delete_one(&r.map, &r.key(at)?))
 }
@@ -123,8 +118,7 @@ fn each(r: &Request<'_>, one: impl Fn(u32) -> Result<(), Errno>) -> Result<i64, 
 
 /// BPF_MAP_LOOKUP_BATCH.
 pub fn lookup(attr: &Attr) -> Result<i64, Errno> {
-    let types = [Support::Slots, Support::Keys, Support::Buckets];
-    let r = Request::new(attr, &types, &[Map::may_read])?;
+    let r = Request::new(attr, Access::Read, &[Support::Slots, Support::Keys, Support::Buckets])?;
     match support(r.map.def().map_type) {
         Support::Buckets => by_buckets(&r, false),
         _ => by_keys(&r),
@@ -133,7 +127,7 @@ pub fn lookup(attr: &Attr) -> Result<i64, Errno> {
 
 /// BPF_MAP_LOOKUP_AND_DELETE_BATCH.
 pub fn lookup_and_delete(attr: &Attr) -> Result<i64, Errno> {
-    let r = Request::new(attr, &[Support::Buckets], &[Map::may_read, Map::may_write])?;
+    let r = Request::new(attr, Access::Both, &[Support::Buckets])?;
     by_buckets(&r, true)
 }
 

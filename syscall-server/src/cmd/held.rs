@@ -54,6 +54,15 @@ pub fn store(map: &MapObject, key: &[u8], fd: u32, flags: u64) -> Result<(), Err
     stored
 }
 
+/// Takes in what another session says is stored in a map, which is in shared memory already.
+pub fn adopt(map: &MapObject, key: &[u8], member: &Member) {
+    let _one = CHANGING.lock().unwrap_or_else(PoisonError::into_inner);
+    if map.held().hold(member) {
+        know(map, member);
+    }
+    map.held().replace(key, Some(member.id()));
+}
+
 /// BPF_MAP_DELETE_ELEM.
 pub fn remove(map: &MapObject, key: &[u8]) -> Result<(), Errno> {
     let _one = CHANGING.lock().unwrap_or_else(PoisonError::into_inner);

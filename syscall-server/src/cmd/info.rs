@@ -1,12 +1,13 @@
 //! Objects by id and what is known about them.
 
 use super::Attr;
+use crate::fds::Access;
 use crate::object::{self, Object};
 use crate::{broker, elsewhere, fds, user};
 use bpftime_abi::attr::{BtfInfo, GetId, Info, MapInfo, ProgInfo, TaskFdQuery};
 use bpftime_shm::session::inspect::Kind;
 use bpftime_shm::session::sealed;
-use rustix::fd::{AsFd, RawFd};
+use rustix::fd::{AsFd, OwnedFd, RawFd};
 use rustix::io::Errno;
 use zerocopy::{FromBytes, IntoBytes};
 
@@ -78,6 +79,7 @@ fn prog_info(p: &object::ProgObject, a: &Info) -> Result<Vec<u8>, Errno> {
     if asked.jited_prog_insns != 0 && asked.jited_prog_len as usize >= jited.len() {
         user::write(asked.jited_prog_insns, &jited)?;
     }
+    let runs = crate::stats::runs_of(p);
     let mut name = [0; 16];
     name[..p.spec.name.len().min(15)].copy_from_slice(&p.spec.name[..p.spec.name.len().min(15)]);
     let info = ProgInfo {
@@ -96,6 +98,9 @@ fn prog_info(p: &object::ProgObject, a: &Info) -> Result<Vec<u8>, Errno> {
         gpl_compatible: p.gpl.into(),
         btf_id: p.btf,
         verified_insns: p.insns.len() as u32 / 8,
+        run_time_ns: runs.nanos,
+        run_cnt: runs.count,
+        recursion_misses: runs.missed,
         ..ProgInfo::default()
     };
     Ok(info.as_bytes().to_vec())
@@ -159,20 +164,38 @@ pub fn next_btf(attr: &Attr) -> Result<i64, Errno> {
 }
 
 /// A new descriptor of an object: of this process, else of another session.
-fn by_id(attr: &Attr, kind: Kind) -> Result<i64, Errno> {
-    let a: GetId = attr.get();
-    let fd = match object::by_id(kind, a.id) {
+pub fn descriptor(kind: Kind, id: u32, access: Access) -> Result<OwnedFd, Errno> {
+    match object::by_id(kind, id) {
         // BTF that no descriptor of the tool's stands for: the kernel's.
-        Some((_, Object::Btf(b))) => rustix::io::fcntl_dupfd_cloexec(&b.memfd, 3)?,
-        Some((_, Object::Map(m))) if m.events.is_none() => rustix::io::fcntl_dupfd_cloexec(&m.memfd, 3)?,
-        Some((_, Object::Prog(p))) => rustix::io::fcntl_dupfd_cloexec(&p.image, 3)?,
-        Some((file, _)) => fds::another(file).ok_or(Errno::NOENT)?,
-        None => elsewhere::open(kind, a.id)?,
-    };
+        Some((_, Object::Btf(b))) => rustix::io::fcntl_dupfd_cloexec(&b.memfd, 3),
+        Some((_, Object::Map(m))) => match &m.events {
+            Some(events) => rustix::io::fcntl_dupfd_cloexec(&events.tool, 3),
+            None => fds::open_as(&m.memfd, access),
+        },
+        Some((_, Object::Prog(p))) => rustix::io::fcntl_dupfd_cloexec(&p.image, 3),
+        // Closed here, it may be kept elsewhere.
+        Some((file, _)) => fds::another(file).map_or_else(|| elsewhere::open(kind, id), Ok),
+        None => match access {
+            Access::Both => elsewhere::open(kind, id),
+            access => fds::open_as(elsewhere::open(kind, id)?, access),
+        },
+    }
+}
+
+/// Hands an object's descriptor to the tool.
+pub fn give(kind: Kind, fd: OwnedFd) -> Result<i64, Errno> {
     if kind == Kind::Link {
         fds::watch(&fd);
     }
     Ok(fds::give(fd))
+}
+
+fn by_id(attr: &Attr, kind: Kind) -> Result<i64, Errno> {
+    let a: GetId = attr.get();
+    if a.open_flags & !fds::ACCESS_FLAGS != 0 {
+        return Err(Errno::INVAL);
+    }
+    give(kind, descriptor(kind, a.id, Access::from_flags(a.open_flags)?)?)
 }
 
 /// BPF_PROG_GET_FD_BY_ID.

@@ -40,7 +40,7 @@ fn perf_link(a: &LinkCreatePerf) -> Result<i64, Errno> {
     let event = object::perf(a.target_fd).map_err(|_| Errno::BADF)?;
     let (tool, ours) = fds::event_pair()?;
     perf::set_program(&event, &prog, a.bpf_cookie, Some(ours))?;
-    new_link(tool, BPF_LINK_TYPE_PERF_EVENT, prog, Some(event), LinkDetail::Event)
+    new_link(tool, BPF_LINK_TYPE_PERF_EVENT, prog, Some(event), LinkDetail::Event, Vec::new())
 }
 
 fn new_link(
@@ -49,8 +49,9 @@ fn new_link(
     prog: Arc<object::ProgObject>,
     event: Option<Arc<object::PerfObject>>,
     detail: LinkDetail,
+    specs: Vec<u32>,
 ) -> Result<i64, Errno> {
-    let link = LinkObject { id: object::next_id(), link_type, prog, event, detail };
+    let link = LinkObject { id: object::next_id(), link_type, prog, event, detail, specs, viewed: false };
     object::insert(&tool, Object::Link(Arc::new(link)))?;
     fds::watch(&tool);
     Ok(fds::give(tool))
@@ -106,7 +107,7 @@ fn uprobe_multi(a: &LinkCreateUprobeMulti) -> Result<i64, Errno> {
         path: path.clone(),
         points: points.clone(),
     };
-    attach_in_pieces(spec, &prog, ours)?;
+    let specs = attach_in_pieces(spec, &prog, ours)?;
     let detail = LinkDetail::UprobeMulti {
         path: absolute(path),
         points,
@@ -114,7 +115,7 @@ fn uprobe_multi(a: &LinkCreateUprobeMulti) -> Result<i64, Errno> {
         flags: a.multi_flags,
         pid: a.pid,
     };
-    new_link(tool, BPF_LINK_TYPE_UPROBE_MULTI, prog, None, detail)
+    new_link(tool, BPF_LINK_TYPE_UPROBE_MULTI, prog, None, detail, specs)
 }
 
 /// Process 0 stands for all.
@@ -150,16 +151,18 @@ fn absolute(path: Vec<u8>) -> Vec<u8> {
     full.map_or(path, |p| p.into_os_string().into_vec())
 }
 
-/// A message holds some thousands of points; a larger link goes as several, ended by the same hang-up.
-fn attach_in_pieces(spec: LinkSpec, prog: &object::ProgObject, watch: OwnedFd) -> Result<(), Errno> {
+/// A message holds some thousands of points; a larger link goes as several, ended by the same hang-up. Their ids.
+fn attach_in_pieces(spec: LinkSpec, prog: &object::ProgObject, watch: OwnedFd) -> Result<Vec<u32>, Errno> {
     const POINTS_MAX: usize = 4096;
     let pieces: Vec<Vec<Point>> = spec.points.chunks(POINTS_MAX).map(<[Point]>::to_vec).collect();
+    let mut ids = Vec::with_capacity(pieces.len());
     for (i, points) in pieces.into_iter().enumerate() {
         let link = if i == 0 { spec.link } else { object::next_id() };
         let watch = fds::hidden(&watch)?;
         broker::attach(LinkSpec { link, points, ..spec.clone() }, prog, Some(watch))?;
+        ids.push(link);
     }
-    Ok(())
+    Ok(ids)
 }
 
 /// BPF_LINK_DETACH: the kernel's links of these types have none, they are closed.
@@ -190,14 +193,16 @@ pub fn raw_tracepoint(attr: &Attr) -> Result<i64, Errno> {
     perf::context::fits(&event, &prog)?;
     let (tool, ours) = fds::event_pair()?;
     let spec = perf::tracepoint::spec(event, a.cookie, -1, object::next_id(), &prog);
+    let specs = vec![spec.link];
     broker::attach(spec, &prog, Some(ours))?;
     let detail = LinkDetail::RawTracepoint { name, cookie: a.cookie };
-    new_link(tool, BPF_LINK_TYPE_RAW_TRACEPOINT, prog, None, detail)
+    new_link(tool, BPF_LINK_TYPE_RAW_TRACEPOINT, prog, None, detail, specs)
 }
 
 /// After a close that may have been a detach.
 pub fn settle() {
     broker::settle();
+    crate::stats::settle();
 }
 
 /// Whether the event takes programs at all.

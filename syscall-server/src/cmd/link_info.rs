@@ -21,6 +21,15 @@ mod kind {
     pub const EVENT: u64 = 6;
 }
 
+/// The name of a type of link in /proc/PID/fdinfo.
+pub fn type_name(link_type: u32) -> &'static str {
+    match link_type {
+        BPF_LINK_TYPE_RAW_TRACEPOINT => "raw_tracepoint",
+        BPF_LINK_TYPE_UPROBE_MULTI => "uprobe_multi",
+        _ => "perf",
+    }
+}
+
 /// What is known of `link`; `asked` says how much room the tool has.
 pub fn of(link: &LinkObject, asked: &LinkInfo) -> Result<LinkInfo, Errno> {
     let data = match &link.detail {
@@ -59,14 +68,6 @@ fn elsewhere(link_type: u32, words: [u64; 6], text: &[u8], asked: &LinkInfo) -> 
     let [first, second, ..] = asked.data;
     let mut out = words;
     match link_type {
-        // path, offsets, references, cookies; the arrays stay with their session.
-        BPF_LINK_TYPE_UPROBE_MULTI => {
-            let room = asked.data[4] as u32;
-            if first != 0 && room > text.len() as u32 {
-                user::write(first, &[text, b"\0"].concat())?;
-                out[0] = first;
-            }
-        }
         BPF_LINK_TYPE_RAW_TRACEPOINT => {
             out[1] = string(first, second as u32, text)?.into();
             out[0] = first;

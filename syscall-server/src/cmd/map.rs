@@ -3,6 +3,7 @@
 use super::{Attr, ENOTSUPP, check_name, held, storage};
 use crate::btf::fields;
 use crate::btf::parse::Btf;
+use crate::fds::Access;
 use crate::object::{self, Events, MapObject, Object};
 use crate::{broker, fds, user, wait};
 use bpftime_abi::attr::{MapCreate, MapElem, OneFd};
@@ -12,6 +13,7 @@ use bpftime_abi::map_type::*;
 use bpftime_agent::run::MapHandle;
 use bpftime_shm::map::InnerDef;
 use bpftime_shm::{Map, MapDef};
+use rustix::fd::OwnedFd;
 use rustix::io::Errno;
 use std::collections::BTreeMap;
 use std::sync::atomic::AtomicBool;
@@ -69,12 +71,11 @@ pub fn create(attr: &Attr) -> Result<i64, Errno> {
     let id = object::next_id();
     let own = fds::hidden(&memfd)?;
     let (fd, events) = match a.map_type {
-        BPF_MAP_TYPE_RINGBUF | BPF_MAP_TYPE_USER_RINGBUF => {
-            let (tool, ours) = fds::event_pair()?;
-            let events = Events { ours, tool: fds::hidden(&tool)?, signalled: AtomicBool::new(false) };
-            (tool, Some(events))
-        }
-        _ => (memfd, None),
+        BPF_MAP_TYPE_RINGBUF | BPF_MAP_TYPE_USER_RINGBUF => waitable()?,
+        _ => match Access::from_flags(a.map_flags)? {
+            Access::Both => (memfd, None),
+            access => (fds::open_as(&memfd, access)?, None),
+        },
     };
     let map = Arc::new(MapObject {
         id,
@@ -90,6 +91,13 @@ pub fn create(attr: &Attr) -> Result<i64, Errno> {
     }
     object::insert(&fd, Object::Map(map))?;
     Ok(fds::give(fd))
+}
+
+/// A descriptor for a map that is waited on, and our side of it.
+pub fn waitable() -> Result<(OwnedFd, Option<Events>), Errno> {
+    let (tool, ours) = fds::event_pair()?;
+    let events = Events { ours, tool: fds::hidden(&tool)?, signalled: AtomicBool::new(false) };
+    Ok((tool, Some(events)))
 }
 
 /// The types must be as long as keys and values. The kernel refuses BTF for maps whose type has no use for it with
@@ -119,9 +127,16 @@ fn check_btf(a: &MapCreate) -> Result<(u32, Fields), Errno> {
     Ok((object.id, fields))
 }
 
-fn elem(attr: &Attr) -> Result<(MapElem, Arc<MapObject>), Errno> {
+fn elem(attr: &Attr, needed: Access) -> Result<(MapElem, Arc<MapObject>), Errno> {
     let a: MapElem = attr.get();
-    Ok((a, object::map(a.map_fd)?))
+    Ok((a, allowed(a.map_fd, needed)?))
+}
+
+/// The map behind a descriptor that allows what is to be done; a frozen map is not changed any more (`EPERM`).
+pub fn allowed(fd: u32, needed: Access) -> Result<Arc<MapObject>, Errno> {
+    let map = object::map(fd)?;
+    let frozen = needed != Access::Read && map.handle.map.is_frozen();
+    if frozen || !Access::of(fds::borrow(fd as i32)?)?.covers(needed) { Err(Errno::PERM) } else { Ok(map) }
 }
 
 /// The key at `addr`, which is NULL for maps without keys.
@@ -134,7 +149,7 @@ fn key(map: &MapObject, addr: u64) -> Result<Vec<u8>, Errno> {
 
 /// BPF_MAP_LOOKUP_ELEM.
 pub fn lookup(attr: &Attr) -> Result<i64, Errno> {
-    let (a, map) = elem(attr)?;
+    let (a, map) = elem(attr, Access::Read)?;
     let key = key(&map, a.key)?;
     let len = map.handle.map.value_size_user();
     // Of a Bloom filter one asks for a value.
@@ -151,11 +166,10 @@ pub fn lookup(attr: &Attr) -> Result<i64, Errno> {
 /// BPF_MAP_LOOKUP_AND_DELETE_ELEM.
 pub fn lookup_and_delete(attr: &Attr) -> Result<i64, Errno> {
     const BPF_F_LOCK: u64 = 4;
-    let (a, map) = elem(attr)?;
-    if a.flags & !BPF_F_LOCK != 0 {
+    if attr.get::<MapElem>().flags & !BPF_F_LOCK != 0 {
         return Err(Errno::INVAL);
     }
-    map.handle.map.may_write()?;
+    let (a, map) = elem(attr, Access::Both)?;
     let key = key(&map, a.key)?;
     let mut value = vec![0; map.handle.map.value_size_user()];
     map.handle.map.sys_lookup_and_delete(&key, &mut value, a.flags)?;
@@ -165,8 +179,7 @@ pub fn lookup_and_delete(attr: &Attr) -> Result<i64, Errno> {
 
 /// BPF_MAP_UPDATE_ELEM.
 pub fn update(attr: &Attr) -> Result<i64, Errno> {
-    let (a, map) = elem(attr)?;
-    map.handle.map.may_write()?;
+    let (a, map) = elem(attr, Access::Write)?;
     let key = key(&map, a.key)?;
     let value = user::read(a.value, map.handle.map.value_size_user())?;
     update_one(&map, &key, &value, a.flags)?;
@@ -232,8 +245,7 @@ fn word(bytes: &[u8]) -> Result<u32, Errno> {
 
 /// BPF_MAP_DELETE_ELEM.
 pub fn delete(attr: &Attr) -> Result<i64, Errno> {
-    let (a, map) = elem(attr)?;
-    map.handle.map.may_write()?;
+    let (a, map) = elem(attr, Access::Write)?;
     let key = key(&map, a.key)?;
     delete_one(&map, &key)?;
     Ok(0)
@@ -262,7 +274,7 @@ pub fn delete_one(map: &MapObject, key: &[u8]) -> Result<(), Errno> {
 
 /// BPF_MAP_GET_NEXT_KEY.
 pub fn next_key(attr: &Attr) -> Result<i64, Errno> {
-    let (a, map) = elem(attr)?;
+    let (a, map) = elem(attr, Access::Read)?;
     let key = if a.key == 0 { None } else { Some(key(&map, a.key)?) };
     let mut next = vec![0; map.def().key_size as usize];
     map.handle.map.sys_next_key(key.as_deref(), &mut next)?;
@@ -273,6 +285,8 @@ pub fn next_key(attr: &Attr) -> Result<i64, Errno> {
 /// BPF_MAP_FREEZE.
 pub fn freeze(attr: &Attr) -> Result<i64, Errno> {
     let a: OneFd = attr.get();
-    object::map(a.fd)?.handle.map.freeze()?;
+    let map = allowed(a.fd, Access::Write)?;
+    crate::perf::mmap::forget_unmapped(&map);
+    map.handle.map.freeze()?;
     Ok(0)
 }

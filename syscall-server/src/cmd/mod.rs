@@ -8,6 +8,7 @@ pub mod link;
 pub mod link_info;
 pub mod log;
 pub mod map;
+mod pin;
 pub mod prog;
 mod storage;
 mod verify;
@@ -80,6 +81,9 @@ const COMMANDS: &[(u32, Command)] = &[
     (nr::BPF_LINK_GET_FD_BY_ID, info::link_fd),
     (nr::BPF_BTF_GET_FD_BY_ID, info::btf_fd),
     (nr::BPF_TASK_FD_QUERY, info::task_fd_query),
+    (nr::BPF_OBJ_PIN, pin::pin),
+    (nr::BPF_OBJ_GET, pin::get),
+    (nr::BPF_ENABLE_STATS, crate::stats::enable),
 ];
 
 /// The system call.

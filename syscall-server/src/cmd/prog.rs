@@ -5,12 +5,12 @@ use super::map::possible_cpus;
 use super::verify::NamedMaps;
 use super::{Attr, ENOTSUPP, check_name};
 use crate::object::{self, MapObject, Object, ProgObject};
+use crate::stats::{self, OwnRow};
 use crate::{broker, fds, user};
 use bpftime_abi::attr::{BindMap, ProgLoad, TestRun};
 use bpftime_abi::map_type::{BPF_MAP_TYPE_PERCPU_HASH, BPF_MAP_TYPE_PROG_ARRAY};
 use bpftime_abi::{helper, prog_type};
 use bpftime_agent::run::enter::Session;
-use bpftime_agent::run::image::Program as Linked;
 use bpftime_shm::Map;
 use bpftime_shm::session::sealed;
 use bpftime_shm::session::wire::ProgSpec;
@@ -18,6 +18,7 @@ use bpftime_vm::jit::{ArrayLayout, HashLayout, MapLayout, Options};
 use bpftime_vm::verify::{self, Verified};
 use bpftime_vm::{CpuFeatures, ImageRef, Insn, LoadEnv, MapIdx};
 use rustix::io::Errno;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 use zerocopy::{FromBytes, IntoBytes};
 
@@ -115,11 +116,13 @@ fn finish(a: &ProgLoad, insns: &[Insn], built: Built) -> Result<i64, Errno> {
     let Built { image, ctx_bytes, maps, gpl, btf } = built;
     let fd = sealed::create("bpftime-prog", &image)?;
     let name = a.prog_name.iter().take_while(|b| **b != 0).copied().collect();
+    let row = OwnRow::take();
     let spec = ProgSpec {
         prog: object::next_id(),
         prog_type: a.prog_type,
         name,
         maps: maps.iter().map(|m| m.id).collect(),
+        stats: row.number(),
     };
     let prog = ProgObject {
         spec,
@@ -137,6 +140,10 @@ fn finish(a: &ProgLoad, insns: &[Insn], built: Built) -> Result<i64, Errno> {
         attach_type: a.expected_attach_type,
         bound: Mutex::default(),
         linked: OnceLock::new(),
+        row,
+        viewed: false,
+        is_elsewhere: AtomicBool::new(false),
+        before: None,
     };
     object::insert(&fd, Object::Prog(Arc::new(prog)))?;
     Ok(fds::give(fd))
@@ -253,10 +260,12 @@ impl NamedMaps for UsedMaps {
 /// Shared by the runs in this process; exclusive for who must wait for them.
 static RUNS: RwLock<()> = RwLock::new(());
 
-/// Runs a program in the tool.
-pub fn run_here(program: &Linked, session: &Session, ctx: *mut u8, cookie: u64) -> Option<u64> {
+/// Runs a program in the tool; `ENOMEM` when it cannot be linked here, `EAGAIN` when the run could not start.
+pub fn run_here(prog: &ProgObject, session: &Session, ctx: *mut u8) -> Result<u64, Errno> {
+    let program = prog.link_here().ok_or(Errno::NOMEM)?;
     let _run = RUNS.read().unwrap_or_else(PoisonError::into_inner);
-    bpftime_agent::run::enter::run_here(program, session, ctx, cookie)
+    let run = || bpftime_agent::run::enter::run_here(&program, session, ctx, 0);
+    stats::counted(prog, &session.page, run).ok_or(Errno::AGAIN)
 }
 
 /// Returns when the runs that are under way in the tool are over.
@@ -313,9 +322,8 @@ fn run_with_ctx(attr: &Attr, a: &TestRun, prog: &ProgObject) -> Result<i64, Errn
     let mut ctx = user::read(a.ctx_in, a.ctx_size_in as usize)?;
     // Programs that this one calls in its place may use more.
     ctx.resize(longest as usize + 8, 0);
-    let program = prog.link_here().ok_or(Errno::NOMEM)?;
     let session = broker::session()?;
-    let ret = run_here(&program, &session, ctx.as_mut_ptr(), 0).ok_or(Errno::AGAIN)?;
+    let ret = run_here(prog, &session, ctx.as_mut_ptr())?;
     if !raw {
         user::write(a.ctx_in, &ctx[..a.ctx_size_in as usize])?;
     }

@@ -1,7 +1,7 @@
 //! Directories of ours, for tools that list them: bcc's wildcards over tracepoints. What the C library gives for one it
 //! cannot open is an address of ours; every function that takes such an address looks first whether it is one.
 
-use super::paths::or_ours;
+use super::paths::{or_ours, real_for};
 use crate::files::{self, Answer};
 use crate::guard::guard;
 use crate::real;
@@ -69,12 +69,16 @@ fn open(path: &CStr) -> Option<*mut c_void> {
 /// As the C function.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn opendir(path: *const c_char) -> *mut c_void {
-    let dir = real::opendir(path);
+    let mut dir = std::ptr::null_mut();
+    real_for(path, || {
+        dir = real::opendir(path);
+        0
+    });
     if !dir.is_null() {
         return dir;
     }
     or_ours(dir, path, |answer| match answer {
-        Answer::StandIn(path) => Some(real::opendir(path.as_ptr())),
+        Answer::StandIn(path) | Answer::Bpf(path) => Some(real::opendir(path.as_ptr())),
         // SAFETY: the C library has just read the string.
         Answer::Directory => open(unsafe { CStr::from_ptr(path) }),
         Answer::Contents(_) | Answer::TracePipe => None,
@@ -185,14 +189,16 @@ pub unsafe extern "C" fn scandir(
     order: Order,
 ) -> c_int {
     let [filter_word, order_word] = [filter.map_or(0, |f| f as usize), order.map_or(0, |f| f as usize)];
-    let n = real::scandir(path, list.cast(), filter_word, order_word);
+    let n = real_for(path, || real::scandir(path, list.cast(), filter_word, order_word));
     if n >= 0 {
         return n;
     }
     or_ours(n, path, |answer| match answer {
         // SAFETY: the C library has just read the string; the rest is as our caller's.
         Answer::Directory => unsafe { scan(CStr::from_ptr(path), list, filter, order) },
-        Answer::StandIn(path) => Some(real::scandir(path.as_ptr(), list.cast(), filter_word, order_word)),
+        Answer::StandIn(path) | Answer::Bpf(path) => {
+            Some(real::scandir(path.as_ptr(), list.cast(), filter_word, order_word))
+        }
         Answer::Contents(_) | Answer::TracePipe => None,
     })
 }

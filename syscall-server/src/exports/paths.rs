@@ -22,7 +22,7 @@ pub(super) fn or_ours<T: Copy>(failed: T, path: *const c_char, ours: impl FnOnce
 }
 
 /// The C library's answer for `path`, unless what it has is to be hidden behind ours.
-fn real_for(path: *const c_char, call: impl FnOnce() -> c_int) -> c_int {
+pub(super) fn real_for(path: *const c_char, call: impl FnOnce() -> c_int) -> c_int {
     if tool::is_inert() || path.is_null() {
         return call();
     }
@@ -41,6 +41,31 @@ fn opened(answer: Answer, flags: c_int, mode: libc::mode_t) -> Option<c_int> {
         Answer::Contents(bytes) => files::serve(&bytes, flags),
         Answer::TracePipe => files::trace_pipe::open(flags),
         Answer::Directory => None,
+        Answer::Bpf(path) => Some(open_bpf(&path, flags)),
+    }
+}
+
+/// As in the kernel's BPF file system: directories can be opened, pins cannot, and files are made by bpf(2) only.
+fn open_bpf(path: &CStr, flags: c_int) -> c_int {
+    let fd = real::open(path.as_ptr(), flags & !libc::O_CREAT, 0);
+    let errno = match real::errno() {
+        libc::ENOENT if fd < 0 && flags & libc::O_CREAT != 0 => libc::EACCES,
+        errno if fd < 0 => errno,
+        _ if flags & libc::O_PATH != 0 || is_directory(fd) => return fd,
+        _ => {
+            real::close(fd);
+            libc::EIO
+        }
+    };
+    real::set_errno(errno);
+    -1
+}
+
+fn is_directory(fd: c_int) -> bool {
+    // SAFETY: stat is plain data, filled by the call; the descriptor was just opened.
+    unsafe {
+        let mut st: libc::stat = std::mem::zeroed();
+        libc::fstat(fd, &mut st) == 0 && st.st_mode & libc::S_IFMT == libc::S_IFDIR
     }
 }
 
@@ -109,6 +134,11 @@ pub unsafe extern "C" fn fopen(path: *const c_char, mode: *const c_char) -> *mut
     }
     or_ours(file, path, |answer| match answer {
         Answer::StandIn(path) => Some(real::fopen(path.as_ptr(), mode)),
+        Answer::Bpf(path) => {
+            real::set_errno(libc::EIO);
+            real::access(path.as_ptr(), libc::F_OK);
+            Some(std::ptr::null_mut())
+        }
         Answer::Contents(_) | Answer::TracePipe => {
             // SAFETY: the C library has just read the string.
             let how = unsafe { CStr::from_ptr(mode) };
@@ -160,7 +190,7 @@ pub unsafe extern "C" fn glob(
 /// Fills `st` for what we have.
 fn stated(answer: Answer, st: *mut libc::stat) -> Option<c_int> {
     let ours = match answer {
-        Answer::StandIn(path) => return Some(real::stat(path.as_ptr(), st)),
+        Answer::StandIn(path) | Answer::Bpf(path) => return Some(real::stat(path.as_ptr(), st)),
         Answer::Contents(bytes) => files::status(Some(&bytes)),
         Answer::TracePipe => files::status(Some(&[])),
         Answer::Directory => files::status(None),
@@ -249,7 +279,7 @@ pub unsafe extern "C" fn fstatat64(
 /// Whether what we have can be used so: ours can be read and searched, not written.
 fn allowed(answer: &Answer, mode: c_int) -> Option<c_int> {
     match answer {
-        Answer::StandIn(path) => Some(real::access(path.as_ptr(), mode)),
+        Answer::StandIn(path) | Answer::Bpf(path) => Some(real::access(path.as_ptr(), mode)),
         Answer::Contents(_) | Answer::TracePipe => (mode & !libc::R_OK == 0).then_some(0),
         Answer::Directory => (mode & libc::W_OK == 0).then_some(0),
     }
@@ -285,9 +315,9 @@ pub unsafe extern "C" fn faccessat(dir: c_int, path: *const c_char, mode: c_int,
 /// As the system call.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn chdir(path: *const c_char) -> c_int {
-    match real::chdir(path) {
+    match real_for(path, || real::chdir(path)) {
         -1 => or_ours(-1, path, |answer| match answer {
-            Answer::StandIn(path) => Some(real::chdir(path.as_ptr())),
+            Answer::StandIn(path) | Answer::Bpf(path) => Some(real::chdir(path.as_ptr())),
             Answer::Contents(_) | Answer::TracePipe | Answer::Directory => None,
         }),
         done => done,

@@ -2,8 +2,10 @@
 //!
 //! The real file comes first: only when the C library's call has failed is ours looked at.
 
+pub(crate) mod bpffs;
 pub(crate) mod headers;
 pub(crate) mod pmu;
+pub(crate) mod proc;
 pub(crate) mod trace_pipe;
 pub(crate) mod tracefs;
 
@@ -24,16 +26,22 @@ pub enum Answer {
     Directory,
     /// What the tool's programs print.
     TracePipe,
+    /// A file in our BPF file system, whether it is there or not.
+    Bpf(CString),
 }
 
 /// Where paths of ours begin, so that every other failed call is over quickly.
-const PREFIXES: &[&[u8]] = &[b"/lib/modules/", b"/sys/kernel/", b"/sys/bus/event_source/", b"/proc/kallsyms"];
+const PREFIXES: &[&[u8]] =
+    &[b"/lib/modules/", b"/sys/kernel/", b"/sys/bus/event_source/", b"/sys/fs/bpf", b"/proc/"];
 
 /// Files that the kernel has too, and that tools are to see as ours.
 pub fn is_replaced(path: &CStr) -> bool {
     match path.to_bytes() {
         b"/proc/kallsyms" => tool::is_tool(),
         b"/sys/kernel/btf/vmlinux" => btf::hides_kernels(),
+        // The kernel's takes no objects of ours.
+        _ if bpffs::is(path) => true,
+        _ if proc::is(path) => true,
         // The kernel's has nothing of what programs here print, and a probe that was refused here is not to end there.
         path => tool::is_tool() && (trace_pipe::is(path) || tracefs::makes_probes(path)),
     }
@@ -43,6 +51,9 @@ pub fn is_replaced(path: &CStr) -> bool {
 pub fn answer(path: &CStr) -> Option<Answer> {
     if !PREFIXES.iter().any(|p| path.to_bytes().starts_with(p)) {
         return None;
+    }
+    if let Some(ours) = bpffs::stand_in(path) {
+        return Some(Answer::Bpf(ours));
     }
     let path = path.to_str().ok()?;
     if trace_pipe::is(path) && tool::is_tool() {
@@ -78,7 +89,10 @@ fn contents(path: &str) -> Option<Vec<u8>> {
     if path == "/proc/kallsyms" {
         return Some(kprobe::symbols().into_bytes());
     }
-    tracefs::contents(path).or_else(|| btf::contents(path)).or_else(|| pmu::contents(path))
+    proc::contents(path)
+        .or_else(|| tracefs::contents(path))
+        .or_else(|| btf::contents(path))
+        .or_else(|| pmu::contents(path))
 }
 
 /// A descriptor of a file with these contents, to be read.

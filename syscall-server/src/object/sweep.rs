@@ -70,9 +70,12 @@ pub fn own_numbers(object: &Object) -> Vec<RawFd> {
 
 /// Objects that were missed often enough and that nothing but the table refers to.
 fn dead(table: &HashMap<FileId, Row>) -> Vec<FileId> {
-    let programs =
-        table.values().filter_map(|r| if let Object::Prog(p) = &r.object { Some(p.btf) } else { None });
-    let used_btf: HashSet<u32> = programs.collect();
+    let uses = |row: &Row| match &row.object {
+        Object::Prog(p) => Some(p.btf),
+        Object::Map(m) => Some(m.def().btf_id),
+        _ => None,
+    };
+    let used_btf: HashSet<u32> = table.values().filter_map(uses).collect();
     let unused = |o: &Object| match o {
         Object::Map(m) => Arc::strong_count(m) == 1,
         Object::Prog(p) => Arc::strong_count(p) == 1,

@@ -1,12 +1,15 @@
 //! mmap(2) of maps, ring buffers and perf buffers.
 
 use crate::cmd::ENOTSUPP;
+use crate::fds::Access;
 use crate::object::{self, MapObject, Object, PerfObject};
 use crate::real;
+use bpftime_abi::map_type::BPF_F_RDONLY_PROG;
 use bpftime_shm::PerfRing;
 use rustix::fd::{AsFd, AsRawFd, BorrowedFd};
 use rustix::io::Errno;
 use std::ffi::c_void;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 /// Arguments of mmap(2).
 pub struct Request {
@@ -27,7 +30,7 @@ const PAGE: usize = 4096;
 /// mmap(2) on one of our objects; None for any other file.
 pub fn mmap(fd: i32, r: &Request) -> Option<Result<i64, Errno>> {
     match object::find(fd) {
-        Ok(Object::Map(map)) => Some(map_map(&map, r)),
+        Ok(Object::Map(map)) => Some(map_map(&map, fd, r)),
         Ok(Object::Perf(event)) => Some(map_perf(&event, r)),
         _ => None,
     }
@@ -44,7 +47,7 @@ fn raw(r: &Request, addr: usize, len: usize, fixed: bool, fd: BorrowedFd, off: u
     Ok(p as i64)
 }
 
-fn map_map(map: &MapObject, r: &Request) -> Result<i64, Errno> {
+fn map_map(map: &Arc<MapObject>, fd: i32, r: &Request) -> Result<i64, Errno> {
     if r.flags & libc::MAP_SHARED == 0 {
         return Err(Errno::INVAL);
     }
@@ -53,15 +56,16 @@ fn map_map(map: &MapObject, r: &Request) -> Result<i64, Errno> {
     if shared.ringbuf().is_some() || shared.user_ring().is_some() {
         map_ring(map, r, off)
     } else {
-        map_array(map, r, off)
+        map_array(map, fd, r, off)
     }
 }
 
 /// The values of an array, all of them or some pages.
-fn map_array(map: &MapObject, r: &Request, off: u64) -> Result<i64, Errno> {
+fn map_array(map: &Arc<MapObject>, fd: i32, r: &Request, off: u64) -> Result<i64, Errno> {
     let shared = &map.handle.map;
-    let (start, len) = shared.mmap_window().ok_or(ENOTSUPP)?;
     let writable = r.prot & libc::PROT_WRITE != 0;
+    check_access(Access::of(crate::fds::borrow(fd)?)?, writable)?;
+    let (start, len) = shared.mmap_window().ok_or(ENOTSUPP)?;
     if writable {
         check_writable(map)?;
     }
@@ -69,26 +73,68 @@ fn map_array(map: &MapObject, r: &Request, off: u64) -> Result<i64, Errno> {
     if !off.is_multiple_of(PAGE as u64) || end > len as u64 {
         return Err(Errno::INVAL);
     }
-    if writable {
-        // A frozen map cannot be written any more; a mapping that is written keeps it from being frozen.
-        shared.writer_added()?;
+    if !writable {
+        // By a descriptor that cannot write, so that mprotect(2) does not make it writable later.
+        let only_read = crate::fds::open_as(&map.memfd, Access::Read)?;
+        return raw(r, r.addr, r.len, false, only_read.as_fd(), start + off);
     }
+    // A frozen map cannot be written any more; a mapping that is written keeps it from being frozen.
+    shared.writer_added()?;
     let mapped = raw(r, r.addr, r.len, false, map.memfd.as_fd(), start + off);
-    if writable && mapped.is_err() {
-        shared.writer_removed();
+    match mapped {
+        Ok(addr) => writers().push((addr as usize, Arc::downgrade(map))),
+        Err(_) => shared.writer_removed(),
     }
     mapped
 }
 
-/// Maps that programs may not write cannot be written through a mapping either once frozen; read-only for the tool
-/// means read-only here.
-fn check_writable(map: &MapObject) -> Result<(), Errno> {
-    const BPF_F_RDONLY: u32 = 1 << 3;
-    if map.handle.map.is_frozen() || map.def().map_flags & BPF_F_RDONLY != 0 {
-        Err(Errno::PERM)
-    } else {
-        Ok(())
+/// What mmap(2) itself says of descriptors; a shared mapping of one that cannot write is none that the kernel's maps take.
+fn check_access(access: Access, writable: bool) -> Result<(), Errno> {
+    match access {
+        Access::Both => Ok(()),
+        Access::Read if !writable => Err(Errno::INVAL),
+        Access::Read | Access::Write => Err(Errno::ACCESS),
     }
+}
+
+/// Maps that programs may not write are not written by the tool either once frozen, and through no mapping at all.
+fn check_writable(map: &MapObject) -> Result<(), Errno> {
+    if map.handle.map.is_frozen() {
+        return Err(Errno::PERM);
+    }
+    if map.def().map_flags & BPF_F_RDONLY_PROG != 0 { Err(Errno::ACCESS) } else { Ok(()) }
+}
+
+/// The tool's mappings of maps that it may write through, by address. Nobody is told when they go.
+fn writers() -> MutexGuard<'static, Vec<(usize, Weak<MapObject>)>> {
+    static WRITERS: Mutex<Vec<(usize, Weak<MapObject>)>> = Mutex::new(Vec::new());
+    WRITERS.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Takes note of mappings of `map` that are gone, before it is frozen.
+pub fn forget_unmapped(map: &Arc<MapObject>) {
+    let Ok(id) = crate::fds::identity(map.memfd.as_fd()) else { return };
+    let maps = std::fs::read_to_string("/proc/self/maps").unwrap_or_default();
+    let stands = |addr: usize| maps.lines().any(|line| is_writable_at(line, addr, id.1));
+    writers().retain(|(addr, of)| {
+        let gone = of.upgrade().is_some_and(|of| Arc::ptr_eq(&of, map)) && !stands(*addr);
+        if gone {
+            map.handle.map.writer_removed();
+        }
+        !gone && of.strong_count() > 0
+    });
+}
+
+/// Whether a line of /proc/PID/maps is a writable mapping of inode `ino` that begins at or holds `addr`.
+fn is_writable_at(line: &str, addr: usize, ino: u64) -> bool {
+    let mut words = line.split_whitespace();
+    let mut word = || words.next().unwrap_or_default();
+    let (range, rights) = (word(), word());
+    let (_, _, inode) = (word(), word(), word());
+    let bound = |text: Option<&str>| usize::from_str_radix(text.unwrap_or_default(), 16).unwrap_or(0);
+    let mut ends = range.split('-');
+    let range = bound(ends.next())..bound(ends.next());
+    range.contains(&addr) && rights.contains('w') && inode.parse() == Ok(ino)
 }
 
 /// The data of a ring stands twice in a row: reserve the whole range, then fill it piece by piece.

@@ -1,10 +1,13 @@
-//! `bpftime-agent inject --pid N`: load the agent into a process that is already running.
+//! `bpftime-agent inject --pid N`: load the agent into a process that is already running. `bpftime-agent hold`: keep pinned
+//! objects.
+
+mod hold;
 
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use bpftime_agent::inject::{self, Options, Report, Route};
+use bpftime_agent::inject::{Options, Report, Route};
 use clap::{Args, Parser, Subcommand};
 
 const EXIT_CODES: &str = "\
@@ -33,6 +36,15 @@ enum Command {
     /// Load the agent into a process; print nothing unless it fails.
     #[command(after_help = EXIT_CODES)]
     Inject(Inject),
+    /// Keep what tools pin, in the background, until nothing is pinned any more. Tools start it by themselves.
+    Hold(Hold),
+}
+
+#[derive(Args)]
+struct Hold {
+    /// Be that process, and not what starts it.
+    #[arg(long, hide = true)]
+    serve: bool,
 }
 
 #[derive(Args)]
@@ -53,9 +65,16 @@ struct Inject {
 }
 
 fn main() -> ExitCode {
-    let Command::Inject(args) = Cli::parse().command;
+    match Cli::parse().command {
+        Command::Inject(args) => inject(args),
+        Command::Hold(Hold { serve: false }) => hold::start(),
+        Command::Hold(Hold { serve: true }) => hold::serve(),
+    }
+}
+
+fn inject(args: Inject) -> ExitCode {
     let opts = Options { library: args.library, runtime_dir: args.runtime_dir, ..Options::default() };
-    match inject::inject(args.pid, &opts) {
+    match bpftime_agent::inject::inject(args.pid, &opts) {
         Ok(report) => {
             if args.verbose {
                 // A closed stdout is no reason to call a successful injection failed.
