@@ -13,6 +13,8 @@ const DEMAND_ROOT: &[&str] = &["bpftrace", "bpftrace-aotrt", "exitsnoop-bpfcc"];
 
 static BECAME: Once = Once::new();
 static FAKE_ROOT: AtomicBool = AtomicBool::new(false);
+/// Whether the user left it to us, so that bcc's library decides too.
+static FAKE_ROOT_FOR_BCC: AtomicBool = AtomicBool::new(false);
 static SECURE: AtomicBool = AtomicBool::new(false);
 
 /// Runs at load.
@@ -27,8 +29,9 @@ pub fn init() {
         become_tool();
     }
     let known = names().any(|n| DEMAND_ROOT.iter().any(|d| n == OsStr::new(d)));
-    let fake = std::env::var_os(config::FAKE_ROOT).map_or(known, |v| v == "1");
-    FAKE_ROOT.store(fake, Ordering::Relaxed);
+    let wish = std::env::var_os(config::FAKE_ROOT).map(|v| v == "1");
+    FAKE_ROOT.store(wish.unwrap_or(known), Ordering::Relaxed);
+    FAKE_ROOT_FOR_BCC.store(wish.is_none(), Ordering::Relaxed);
     if known {
         become_tool();
     }
@@ -48,17 +51,21 @@ pub fn is_inert() -> bool {
 /// Whether this process has shown to be a tool: by a call, or by bcc's library, which reads the kernel's symbols before
 /// it calls.
 pub fn is_tool() -> bool {
-    const LIBRARIES: [&std::ffi::CStr; 2] = [c"libbcc.so.0", c"libbcc.so"];
-    let loaded = |name: &std::ffi::CStr| {
-        // SAFETY: a terminated constant; RTLD_NOLOAD loads nothing, and the reference it takes keeps what is there.
-        unsafe { !libc::dlopen(name.as_ptr(), libc::RTLD_NOLOAD | libc::RTLD_LAZY).is_null() }
-    };
-    BECAME.is_completed() || LIBRARIES.into_iter().any(loaded)
+    BECAME.is_completed() || has_bcc()
 }
 
-/// Whether geteuid() answers 0.
+fn has_bcc() -> bool {
+    const LIBRARIES: [&std::ffi::CStr; 2] = [c"libbcc.so.0", c"libbcc.so"];
+    LIBRARIES.into_iter().any(|name| {
+        // SAFETY: a terminated constant; RTLD_NOLOAD loads nothing, and the reference it takes keeps what is there.
+        unsafe { !libc::dlopen(name.as_ptr(), libc::RTLD_NOLOAD | libc::RTLD_LAZY).is_null() }
+    })
+}
+
+/// Whether geteuid() answers 0. libbcc looks for the kernel's symbols, and so for the names of functions that tools put
+/// kprobes on, only as root.
 pub fn fakes_root() -> bool {
-    FAKE_ROOT.load(Ordering::Relaxed)
+    FAKE_ROOT.load(Ordering::Relaxed) || FAKE_ROOT_FOR_BCC.load(Ordering::Relaxed) && has_bcc()
 }
 
 /// The executable's name, and what an interpreter was given to run.
