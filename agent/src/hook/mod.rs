@@ -188,9 +188,11 @@ unsafe fn by_stub_carrying(site: *const Site, sp: usize, carried: &Carried) -> u
     at.leave()
 }
 
-/// Frees the slot of a call that came back to its stub, where that is not the newest.
-pub(crate) extern "C" fn popped(after_call: usize) {
-    returns::pop(ThreadBlock::current(), stubs::index_of_call(after_call));
+/// Behind the freeing of a slot whose call came back to its stub, where it is not simply the newest.
+pub(crate) extern "C" fn settled(after_call: usize) {
+    if let Some(block) = ThreadBlock::current() {
+        returns::freed(block, stubs::index_of_call(after_call));
+    }
 }
 
 /// Called when a function came back to its return stub.

@@ -127,7 +127,14 @@ pub(super) unsafe fn push(b: &ThreadBlock, site: usize, target: usize, sp: usize
 #[inline]
 pub(super) fn pop(b: Option<&ThreadBlock>, i: usize) {
     stubs::slot(i).sp.store(0, Release);
-    let Some(b) = b else { return };
+    if let Some(b) = b {
+        freed(b, i);
+    }
+}
+
+/// What is left to do once slot `i` is free. It may be taken again already, by a signal handler.
+#[inline]
+pub(super) fn freed(b: &ThreadBlock, i: usize) {
     let mut c = Cursor::of(b);
     // Almost always the newest of its run. Free slots below it are skipped by the next push.
     if c.top > 1 && c.index() == i + 1 {
