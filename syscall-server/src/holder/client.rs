@@ -45,11 +45,11 @@ pub fn pinned((dev, ino): (u64, u64)) -> Result<(Kind, u32, Option<OwnedFd>), Er
     }
 }
 
-/// Asks the holder; `ENOENT` when none runs. What a killed one left is removed.
+/// Asks the holder; `ENOENT` when none runs. What a killed one left, or one that dies while it is asked, is removed.
 fn ask(dir: &Path, request: &Request, fd: Option<BorrowedFd>) -> Result<(Reply, Option<OwnedFd>), Errno> {
     for socket in sockets(dir) {
         match inspect::ask(&socket, request.clone(), fd, Some(LIMIT)) {
-            Err(Errno::CONNREFUSED) => drop(std::fs::remove_file(&socket)),
+            Err(Errno::CONNREFUSED | Errno::CONNRESET | Errno::PIPE) => drop(std::fs::remove_file(&socket)),
             answer => return answer,
         }
     }
