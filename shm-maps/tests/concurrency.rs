@@ -4,7 +4,7 @@ mod common;
 use bpftime_shm::ring::LockId;
 use bpftime_shm::uapi::*;
 use bpftime_shm::{Errno, Map};
-use common::{Rng, def};
+use common::{Rng, def, usual};
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering::SeqCst};
 use std::thread;
@@ -18,12 +18,12 @@ fn hash(max_entries: u32) -> (std::os::fd::OwnedFd, Map) {
 
 fn update(map: &Map, key: u32, value: [u64; 2], flags: u64, cpu: u32) -> i64 {
     // SAFETY: key and value have the map's sizes.
-    unsafe { map.update((&raw const key).cast(), value.as_ptr().cast(), flags, cpu) }
+    unsafe { usual::update(map, (&raw const key).cast(), value.as_ptr().cast(), flags, cpu) }
 }
 
 fn delete(map: &Map, key: u32) -> i64 {
     // SAFETY: the key has the map's size.
-    unsafe { map.delete((&raw const key).cast()) }
+    unsafe { usual::delete(map, (&raw const key).cast()) }
 }
 
 /// max_entries elements fit, one more is E2BIG, and each can be replaced: no node was lost or made.
@@ -168,16 +168,17 @@ fn percpu_counts_are_exact() {
                     let key = i % 32;
                     // SAFETY: sizes as declared; this thread owns the slot `cpu`.
                     unsafe {
-                        let value = map.lookup((&raw const key).cast(), cpu).cast::<u64>();
+                        let value = usual::lookup(map, (&raw const key).cast(), cpu).cast::<u64>();
                         if value.is_null() {
-                            map.update(
+                            usual::update(
+                                map,
                                 (&raw const key).cast(),
                                 0u64.to_ne_bytes().as_ptr(),
                                 BPF_NOEXIST,
                                 cpu,
                             );
                         }
-                        *map.lookup((&raw const key).cast(), cpu).cast::<u64>() += 1;
+                        *usual::lookup(map, (&raw const key).cast(), cpu).cast::<u64>() += 1;
                     }
                 }
             });

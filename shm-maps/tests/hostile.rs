@@ -4,7 +4,7 @@ mod common;
 use bpftime_shm::ring::{LockId, Sample};
 use bpftime_shm::uapi::*;
 use bpftime_shm::{Map, MapDef, PerfRing};
-use common::def;
+use common::{def, usual};
 use proptest::prelude::*;
 use std::os::fd::{AsFd, OwnedFd};
 
@@ -61,13 +61,13 @@ fn exercise(map: &Map) {
         let _ = map.sys_next_key(Some(&key), &mut key.clone());
         // SAFETY: key and value have at least the map's sizes.
         unsafe {
-            let found = map.lookup(key.as_ptr(), 1);
+            let found = usual::lookup(map, key.as_ptr(), 1);
             if !found.is_null() {
                 found.write_volatile(found.read_volatile());
             }
-            map.update(key.as_ptr(), value.as_ptr(), 0, 1);
+            usual::update(map, key.as_ptr(), value.as_ptr(), 0, 1);
             if i % 5 == 0 {
-                map.delete(key.as_ptr());
+                usual::delete(map, key.as_ptr());
             }
         }
         let _ = map.sys_lookup_and_delete(&key, &mut value[..size], 0);

@@ -2,6 +2,7 @@
 #![allow(dead_code)]
 
 pub mod prog;
+pub mod usual;
 
 use bpftime_shm::{Map, MapDef};
 use std::ffi::{c_int, c_long};
