@@ -20,7 +20,8 @@ use rustix::io::Errno;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
 
 /// The sockets of the other sessions.
 fn sessions() -> impl Iterator<Item = PathBuf> {
@@ -29,9 +30,23 @@ fn sessions() -> impl Iterator<Item = PathBuf> {
     dir::candidates().into_iter().flat_map(|d| dir::sockets(&d)).filter(move |p| !is_mine(p))
 }
 
+/// How long a session may take to answer, and how long one that did not is left alone: a stopped tool answers nothing.
+const LIMIT: Duration = Duration::from_secs(2);
+const LEFT_ALONE: Duration = Duration::from_secs(10);
+
 /// Asks one session.
 fn ask(path: &Path, request: Request) -> Result<(Reply, Option<OwnedFd>), Errno> {
-    inspect::ask(path, request, None, None)
+    static SILENT: Mutex<Vec<(PathBuf, Instant)>> = Mutex::new(Vec::new());
+    let silent = || SILENT.lock().unwrap_or_else(PoisonError::into_inner);
+    silent().retain(|(_, since)| since.elapsed() < LEFT_ALONE);
+    if silent().iter().any(|(p, _)| p == path) {
+        return Err(Errno::TIMEDOUT);
+    }
+    let answer = inspect::ask(path, request, None, Some(LIMIT));
+    if matches!(answer, Err(Errno::AGAIN)) {
+        silent().push((path.into(), Instant::now()));
+    }
+    answer
 }
 
 /// The ids of all objects of `kind` in other sessions. A session that does not answer has none.

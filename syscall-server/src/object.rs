@@ -257,8 +257,10 @@ pub struct PerfObject {
     pub events: Option<Events>,
     /// The mmap'ed ring, for BPF_OUTPUT.
     pub ring: OnceLock<(OwnedFd, PerfRing)>,
-    /// Program and state.
+    /// Program and state. The broker's thread looks at it: it is not held while the broker is asked.
     pub state: Mutex<PerfState>,
+    /// Held while the state is put into force.
+    pub changing: Mutex<()>,
 }
 
 /// The changing part of a perf event.

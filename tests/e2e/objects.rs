@@ -7,6 +7,8 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 const LIMIT: Duration = Duration::from_secs(60);
+/// The longest a listing may take, also on a busy machine; it is the wait for a tool that does not answer.
+const ANSWER: Duration = Duration::from_secs(10);
 const PINS: &str = "/sys/fs/bpf";
 
 fn tool(s: &Scratch) -> PathBuf {
@@ -263,6 +265,42 @@ fn prints(s: &Scratch, args: &[&str]) -> String {
     let f = bpftool(s, args);
     assert!(f.status.success(), "bpftool {args:?}: {f:?}");
     f.stdout
+}
+
+#[test]
+fn a_tool_that_attaches_answers_those_who_ask_meanwhile() {
+    let t = Traced::new();
+    let mut cmd = t.s.tool(t.s.compile("tools/probe.c", "probe", &["-w"]));
+    let exe = t.s.path("threads");
+    cmd.args(["churn", "400"]).arg(&exe).arg(symbol_offset(&exe, "other").to_string());
+    let mut attaching = Running::start(cmd);
+    attaching.wait_for("READY");
+    let mut asked = 0;
+    while !attaching.has_ended() {
+        let begun = Instant::now();
+        let f = bpftool(&t.s, &["prog", "list"]);
+        assert!(f.status.success() && begun.elapsed() < ANSWER, "{f:?}");
+        asked += 1;
+    }
+    let f = attaching.finish(LIMIT);
+    assert!(asked > 0 && f.stdout.contains("DONE"), "{asked} {f:?}");
+}
+
+#[test]
+fn a_stopped_tool_keeps_nobody_waiting_for_long() {
+    let mut t = Traced::new();
+    let mut stopped = t.hold(&[]);
+    stopped.wait_for("READY");
+    let mut other = t.hold(&[]);
+    other.wait_for("READY");
+    stopped.signal(libc::SIGSTOP);
+    let f = bpftool(&t.s, &["prog", "list"]);
+    assert!(f.status.success() && f.stdout.lines().filter(|l| l.contains(": kprobe")).count() == 1, "{f:?}");
+    stopped.signal(libc::SIGCONT);
+    t.call(10);
+    assert_eq!(said(&mut stopped, "count"), "count 10");
+    let f = bpftool(&t.s, &["prog", "list"]);
+    assert!(f.stdout.lines().filter(|l| l.contains(": kprobe")).count() == 2, "{f:?}");
 }
 
 #[test]

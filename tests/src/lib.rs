@@ -179,6 +179,11 @@ impl Running {
         unsafe { libc::kill(self.pid(), signal) };
     }
 
+    /// Whether it has come to its end.
+    pub fn has_ended(&mut self) -> bool {
+        self.child.try_wait().expect("wait").is_some()
+    }
+
     /// Closes its input and waits for the end; the rest of its output, its error output and its exit status.
     pub fn finish(mut self, limit: Duration) -> Finished {
         drop(self.child.stdin.take());

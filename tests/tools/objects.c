@@ -283,7 +283,9 @@ static void hold(const char *path, uint64_t offset, const char *dir) {
 }
 
 static void from(void) {
-  commands(must(get(at("map"), 0), "map"), must(get(at("prog"), 0), "prog"), must(get(at("link"), 0), "link"), -1);
+  // One after the other: which is asked for first shows in what an error says.
+  int map = must(get(at("map"), 0), "map"), prog = must(get(at("prog"), 0), "prog"), link = must(get(at("link"), 0), "link");
+  commands(map, prog, link, -1);
 }
 
 // bpf_ringbuf_output(ring, "12345678", 8, 0), by a run of the tool's own
@@ -313,9 +315,15 @@ static void ring_read(void) {
   volatile char *data = mmap(NULL, 4096 + 8192, PROT_READ, MAP_SHARED, ring, 4096);
   if (consumer == MAP_FAILED || data == MAP_FAILED) die("mmap");
   printf("READY\n"), fflush(stdout);
+  volatile uint64_t *producer = (volatile uint64_t *)data;
   while (epoll_wait(ep, &e, 1, -1) == 1) {
-    printf("record %lu\n", *(volatile uint64_t *)(data + 4096 + *consumer % 4096 + 8)), fflush(stdout);
-    *consumer += 16;
+    if (*consumer == *producer) printf("woken by nothing\n"), fflush(stdout);
+    // Data is said to be there from reserving on.
+    for (; *consumer != *producer; *consumer += 16) {
+      volatile char *record = data + 4096 + *consumer % 4096;
+      while (*(volatile uint32_t *)record & BPF_RINGBUF_BUSY_BIT);
+      printf("record %lu\n", *(volatile uint64_t *)(record + 8)), fflush(stdout);
+    }
   }
 }
 

@@ -183,7 +183,9 @@ impl Client {
                     self.send(&Message::PerfSlot { map: map.id, index: *index }, Some(fd.as_fd()))?;
                 }
             }
-            map.held().members().into_iter().try_for_each(|m| self.announce_member(known, map.id, &m))?;
+            // Not under the map's lock: the broker may want it before it reads on.
+            let members = map.held().members();
+            members.into_iter().try_for_each(|m| self.announce_member(known, map.id, &m))?;
         }
         Ok(())
     }

@@ -148,20 +148,26 @@ fn apply(event: &Arc<PerfObject>) -> Result<(), Errno> {
 }
 
 fn apply_probe(event: &Arc<PerfObject>) -> Result<(), Errno> {
-    let mut state = event.state.lock().unwrap_or_else(PoisonError::into_inner);
-    match (state.enabled, state.prog.clone(), state.attached) {
+    let _one = event.changing.lock().unwrap_or_else(PoisonError::into_inner);
+    let state = || event.state.lock().unwrap_or_else(PoisonError::into_inner);
+    let now = state();
+    match (now.enabled, now.prog.clone(), now.attached) {
         (true, Some(prog), None) => {
+            let mut now = now;
             // The broker keeps what ends the link, also while it is switched off.
-            let link = *state.link.get_or_insert_with(object::next_id);
+            let link = *now.link.get_or_insert_with(object::next_id);
+            let spec = spec_of(event, link, &prog, &now)?;
+            drop(now);
             let mut watch = event.liveness.lock().unwrap_or_else(PoisonError::into_inner);
             let copy = watch.as_ref().map(crate::fds::hidden).transpose()?;
-            broker::attach(spec_of(event, link, &prog, &state)?, &prog, copy)?;
+            broker::attach(spec, &prog, copy)?;
             *watch = None;
-            state.attached = Some(link);
+            state().attached = Some(link);
         }
         (false, _, Some(link)) => {
+            drop(now);
             broker::detach(link)?;
-            state.attached = None;
+            state().attached = None;
         }
         _ => {}
     }

@@ -159,6 +159,7 @@ fn create(a: &PerfEventAttr, kind: PerfKind, (pid, cpu): (i32, i32), flags: u64)
         events,
         ring: OnceLock::new(),
         state: Mutex::new(state),
+        changing: Mutex::default(),
     });
     if is_output {
         wait::register(wait::Ring::Perf(Arc::downgrade(&event)));
