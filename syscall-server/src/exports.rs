@@ -4,7 +4,8 @@ mod bpffs;
 mod directories;
 mod paths;
 
-use crate::guard::guard;
+use crate::cmd::Depth;
+use crate::guard::{DEEP, DEEPEST, guard, guard_to};
 use crate::{cmd, fds, object, perf, real, tool, wait};
 use std::ffi::{c_char, c_int, c_long, c_void};
 
@@ -35,9 +36,17 @@ pub unsafe extern "C" fn syscall(
         return theirs();
     }
     match nr {
-        libc::SYS_bpf => guard(|| to_c(cmd::bpf(a as u32, b as u64, c as u32)), theirs),
+        libc::SYS_bpf => {
+            let ours = || to_c(cmd::bpf(a as u32, b as u64, c as u32));
+            match cmd::depth(a as u32) {
+                Depth::Elements => guard(ours, theirs),
+                Depth::Objects => guard_to::<DEEP, _>(ours, theirs),
+                Depth::Compiler => guard_to::<DEEPEST, _>(ours, theirs),
+            }
+        }
         libc::SYS_perf_event_open => {
-            guard(|| to_c(perf::open(a as u64, b as i32, c as i32, d as i32, e as u64)), theirs)
+            let ours = || to_c(perf::open(a as u64, b as i32, c as i32, d as i32, e as u64));
+            guard_to::<DEEP, _>(ours, theirs)
         }
         libc::SYS_close => close(a as c_int).into(),
         _ => theirs(),
@@ -79,7 +88,7 @@ pub unsafe extern "C" fn ioctl(fd: c_int, request: u64, arg: usize) -> c_int {
     if !object::any() {
         return theirs();
     }
-    guard(|| perf::ioctl(fd, request, arg).map_or_else(theirs, |r| to_c(r) as c_int), theirs)
+    guard_to::<DEEP, _>(|| perf::ioctl(fd, request, arg).map_or_else(theirs, |r| to_c(r) as c_int), theirs)
 }
 
 /// `mmap(2)`: maps, ring buffers and perf buffers.
@@ -127,7 +136,7 @@ pub extern "C" fn close(fd: c_int) -> c_int {
     let watched = object::any() && !bpftime_agent::hook::is_muted() && fds::unwatch(fd);
     let ret = real::close(fd);
     if watched {
-        guard(cmd::link::settle, || ());
+        guard_to::<DEEP, _>(cmd::link::settle, || ());
     }
     ret
 }
