@@ -4,8 +4,7 @@ mod bpffs;
 mod directories;
 mod paths;
 
-use crate::cmd::Depth;
-use crate::guard::{DEEP, DEEPEST, guard, guard_to};
+use crate::guard::guard;
 use crate::{cmd, fds, object, perf, real, tool, wait};
 use std::ffi::{c_char, c_int, c_long, c_void};
 
@@ -36,17 +35,9 @@ pub unsafe extern "C" fn syscall(
         return theirs();
     }
     match nr {
-        libc::SYS_bpf => {
-            let ours = || to_c(cmd::bpf(a as u32, b as u64, c as u32));
-            match cmd::depth(a as u32) {
-                Depth::Elements => guard(ours, theirs),
-                Depth::Objects => guard_to::<DEEP, _>(ours, theirs),
-                Depth::Compiler => guard_to::<DEEPEST, _>(ours, theirs),
-            }
-        }
+        libc::SYS_bpf => guard(|| to_c(cmd::bpf(a as u32, b as u64, c as u32)), theirs),
         libc::SYS_perf_event_open => {
-            let ours = || to_c(perf::open(a as u64, b as i32, c as i32, d as i32, e as u64));
-            guard_to::<DEEP, _>(ours, theirs)
+            guard(|| to_c(perf::open(a as u64, b as i32, c as i32, d as i32, e as u64)), theirs)
         }
         libc::SYS_close => close(a as c_int).into(),
         _ => theirs(),
@@ -88,7 +79,7 @@ pub unsafe extern "C" fn ioctl(fd: c_int, request: u64, arg: usize) -> c_int {
     if !object::any() {
         return theirs();
     }
-    guard_to::<DEEP, _>(|| perf::ioctl(fd, request, arg).map_or_else(theirs, |r| to_c(r) as c_int), theirs)
+    guard(|| perf::ioctl(fd, request, arg).map_or_else(theirs, |r| to_c(r) as c_int), theirs)
 }
 
 /// `mmap(2)`: maps, ring buffers and perf buffers.
@@ -136,7 +127,7 @@ pub extern "C" fn close(fd: c_int) -> c_int {
     let watched = object::any() && !bpftime_agent::hook::is_muted() && fds::unwatch(fd);
     let ret = real::close(fd);
     if watched {
-        guard_to::<DEEP, _>(cmd::link::settle, || ());
+        guard(cmd::link::settle, || ());
     }
     ret
 }

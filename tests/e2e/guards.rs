@@ -187,14 +187,3 @@ fn a_program_that_writes_where_it_may_not_is_taken_off_and_the_target_goes_on() 
 fn a_program_that_does_not_end_is_taken_off_and_the_target_goes_on() {
     bad_program("loop");
 }
-
-#[test]
-fn no_call_leaves_numbers_of_descriptors_on_the_stack() {
-    let s = Scratch::new();
-    let tool = s.compile("tools/residue.c", "residue", &["-w"]);
-    let f = Running::start(s.tool(tool)).finish(LIMIT);
-    assert!(f.status.success(), "{f:?}");
-    // The first calls leave what the loader does when it binds a function.
-    let again: Vec<_> = f.stderr.lines().skip(f.stderr.lines().count() / 2).collect();
-    assert!(again.len() > 10 && again.iter().all(|l| l.ends_with(" 0")), "{f:?}");
-}

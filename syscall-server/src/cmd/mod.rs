@@ -86,28 +86,6 @@ const COMMANDS: &[(u32, Command)] = &[
     (nr::BPF_ENABLE_STATS, crate::stats::enable),
 ];
 
-/// What a command sets to work, and so how much of the stack it may use.
-pub enum Depth {
-    /// A map's elements, one at a time.
-    Elements,
-    /// Objects, the broker, files.
-    Objects,
-    /// Verifier and compiler.
-    Compiler,
-}
-
-/// That of command `nr`.
-pub fn depth(nr: u32) -> Depth {
-    use nr::{BPF_MAP_DELETE_ELEM, BPF_MAP_GET_NEXT_KEY, BPF_MAP_LOOKUP_ELEM, BPF_MAP_UPDATE_ELEM};
-    match nr {
-        BPF_MAP_LOOKUP_ELEM | BPF_MAP_UPDATE_ELEM | BPF_MAP_DELETE_ELEM | BPF_MAP_GET_NEXT_KEY => {
-            Depth::Elements
-        }
-        nr::BPF_PROG_LOAD => Depth::Compiler,
-        _ => Depth::Objects,
-    }
-}
-
 /// The system call.
 pub fn bpf(nr: u32, addr: u64, size: u32) -> Result<i64, Errno> {
     tool::become_tool();
