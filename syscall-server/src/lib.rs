@@ -17,6 +17,7 @@ mod files;
 mod guard;
 mod holder;
 mod inject;
+mod memory;
 mod object;
 mod perf;
 mod real;
@@ -26,7 +27,7 @@ mod user;
 mod wait;
 
 #[global_allocator]
-static MEMORY: bpftime_agent::memory::Reserve = bpftime_agent::memory::Reserve;
+static MEMORY: memory::Wiped = memory::Wiped;
 
 /// Runs when the library is loaded.
 #[used]
