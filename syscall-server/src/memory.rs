@@ -1,8 +1,8 @@
 //! Our allocations in the tool, which leave nothing behind.
 //!
 //! Tools have variables that they forget to initialise. libbcc closes such a one as a descriptor, if it is positive, when
-//! a process has no perf map (`ModulePath`, on the heap): next to the kernel only its own leavings can be there, next to us
-//! it was the number of an open perf event in one run of ten, and that probe ended. What we free is zeros.
+//! a process has no perf map (`ModulePath`, on the heap). On the kernel its own leavings make that the number of an open perf
+//! event now and then, whose probe ends; ours are not to make it more often. What we free is zeros.
 
 use bpftime_agent::memory::Reserve;
 use std::alloc::{GlobalAlloc, Layout};

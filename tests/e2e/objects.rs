@@ -63,7 +63,7 @@ fn holders(s: &Scratch) -> Vec<i32> {
 /// Nothing is pinned any more, so nothing runs for it.
 fn holder_ends(s: &Scratch) {
     wait_until("the holder stays although nothing is pinned", || holders(s).is_empty());
-    assert!(!s.path("run/bpffs").exists(), "the directory stays behind");
+    wait_until("the directory stays behind", || !s.path("run/bpffs").exists());
 }
 
 fn pin(s: &Scratch, name: &str) -> PathBuf {

@@ -96,7 +96,7 @@ const TLS: &[Row] = &[
 fn events(rows: &'static [Row], more: &[(&str, &str)]) {
     let s = Scratch::new();
     let exe = s.compile("targets/events.c", "events", &[]);
-    group(&s, rows, more, &exe, s.target(&exe));
+    group(&s, rows, more, &exe, || s.target(&exe));
 }
 
 #[test]
@@ -124,8 +124,11 @@ fn tools_for_databases_and_runtimes_count_what_happens() {
     let s = Scratch::new();
     let exe = s.compile("targets/dialects.c", "dialects", &["-ldl"]);
     let jvm = s.compile("targets/dialects.c", "libjvm.so", &["-DJVM", "-shared", "-fPIC"]);
-    let mut target = s.target(&exe);
-    target.arg(jvm);
+    let target = || {
+        let mut cmd = s.target(&exe);
+        cmd.arg(&jvm);
+        cmd
+    };
     group(&s, DIALECTS, &[], &exe, target);
 }
 
@@ -133,8 +136,11 @@ fn tools_for_databases_and_runtimes_count_what_happens() {
 fn tools_for_python_count_what_happens() {
     let s = Scratch::new();
     let exe = Path::new("/usr/bin/python3");
-    let mut target = s.target(exe);
-    target.arg(root().join("tests/targets/calls.py"));
+    let target = || {
+        let mut cmd = s.target(exe);
+        cmd.arg(root().join("tests/targets/calls.py"));
+        cmd
+    };
     group(&s, PYTHON, &[], exe, target);
 }
 
@@ -142,7 +148,7 @@ fn tools_for_python_count_what_happens() {
 fn what_is_typed_into_bash_is_seen() {
     let s = Scratch::new();
     let exe = s.compile("targets/typist.c", "typist", &["-lutil"]);
-    group(&s, BASH, &[], &exe, s.target(&exe));
+    group(&s, BASH, &[], &exe, || s.target(&exe));
 }
 
 #[test]
@@ -150,7 +156,7 @@ fn what_openssl_does_is_seen() {
     let s = Scratch::new();
     let exe =
         s.compile("targets/tls.c", "tls", &["-Wl,--no-as-needed", "-l:libssl.so.3", "-l:libcrypto.so.3"]);
-    let said = group(&s, TLS, &[], &exe, s.target(&exe));
+    let said = group(&s, TLS, &[], &exe, || s.target(&exe));
     assert_eq!(said, "done 3 2", "steps of the handshake that waited and that finished it");
 }
 

@@ -11,6 +11,8 @@ use std::time::{Duration, Instant};
 const GLANCES: std::ops::RangeInclusive<Duration> = Duration::from_millis(8)..=Duration::from_millis(64);
 /// How often each thread is looked at: a number can stay the same while threads come and go.
 const LOOK: Duration = Duration::from_secs(1);
+/// How many glances look again at threads that were just found to block SIGTRAP: the C library has new ones begin so.
+const AGAIN: u8 = 4;
 
 /// Programs and the timers that run them.
 #[derive(Default)]
@@ -25,6 +27,9 @@ pub struct Timers {
     links: u64,
     looked: Option<Instant>,
     pace: Duration,
+    /// Threads that blocked SIGTRAP then, and how often those are still looked at soon.
+    passed_over: BTreeSet<i32>,
+    again: u8,
 }
 
 impl Timers {
@@ -46,7 +51,8 @@ impl Timers {
         if !self.active() {
             return;
         }
-        let changed = self.links != task_links();
+        let changed = self.links != task_links() || self.again > 0;
+        self.again = self.again.saturating_sub(1);
         self.pace = if changed { *GLANCES.start() } else { (self.pace() * 2).min(*GLANCES.end()) };
         if changed || self.looked.is_none_or(|t| t.elapsed() >= LOOK) {
             self.look();
@@ -61,6 +67,7 @@ impl Timers {
     /// The child side of fork: timers stay with the parent.
     pub fn forget(&mut self) {
         self.armed.clear();
+        self.passed_over.clear();
         self.looked = None;
     }
 
@@ -85,7 +92,11 @@ impl Timers {
     fn look(&mut self) {
         (self.links, self.looked) = (task_links(), Some(Instant::now()));
         let periods = self.samplers.as_ref().map_or(Vec::new(), |s| s.periods());
-        let threads = if periods.is_empty() { BTreeSet::new() } else { sampled_threads() };
+        let (threads, passed_over) = if periods.is_empty() { Default::default() } else { threads() };
+        if !passed_over.is_subset(&self.passed_over) {
+            self.again = AGAIN;
+        }
+        self.passed_over = passed_over;
         let wanted: BTreeSet<_> =
             threads.iter().flat_map(|tid| periods.iter().map(|period| (*tid, *period))).collect();
         self.armed.retain(|key, timer| {
@@ -107,11 +118,16 @@ impl Timers {
 
 /// Threads that take a signal now: not ours, not those that block SIGTRAP. A debugger would stop at each sample.
 pub(super) fn sampled_threads() -> BTreeSet<i32> {
+    threads().0
+}
+
+/// The same, and the threads that block SIGTRAP.
+fn threads() -> (BTreeSet<i32>, BTreeSet<i32>) {
     signals::reassert();
     if is_debugged() {
-        return BTreeSet::new();
+        return Default::default();
     }
-    tids().into_iter().filter(|tid| !is_muted(*tid) && !blocks_trap(*tid)).collect()
+    tids().into_iter().filter(|tid| !is_muted(*tid)).partition(|tid| !blocks_trap(*tid))
 }
 
 /// Two plus the number of threads; 0 without /proc.
