@@ -2,9 +2,9 @@
 //!
 //! ```text
 //! ARRAY          [header page][element 0 | element 1 | ...]            stride round_up(value_size, 8)
-//! PERCPU_ARRAY   [header page][CPU 0: element 0 | 1 | ...][CPU 1: ...]
+//! PERCPU_ARRAY   [header page][CPU 0: element 0 | 1 | ... | padding][CPU 1: ...]
 //! ```
-//! Per-CPU data is grouped by CPU, so that CPUs share no cache line but at the seams.
+//! Per-CPU data is grouped by CPU and padded, so that CPUs share no cache line.
 
 use super::MapDef;
 use super::ops::{Ops, Shm, check_array_update, index, next_index};
@@ -138,6 +138,14 @@ impl Ops for Array {
     }
 }
 
+/// What processors fetch at once: two lines of 64 bytes.
+const LINES: usize = 128;
+
+/// Bytes of one CPU's elements, with their padding.
+fn cpu_stride(def: &MapDef) -> Option<usize> {
+    data_len(def)?.checked_next_multiple_of(LINES)
+}
+
 /// BPF_MAP_TYPE_PERCPU_ARRAY.
 pub struct PercpuArray {
     first: Elements,
@@ -172,12 +180,12 @@ impl PercpuArray {
 
 impl Ops for PercpuArray {
     fn file_len(def: &MapDef, cpus: u32) -> Option<usize> {
-        data_len(def)?.checked_mul(cpus as usize)?.checked_next_multiple_of(PAGE)?.checked_add(PAGE)
+        cpu_stride(def)?.checked_mul(cpus as usize)?.checked_next_multiple_of(PAGE)?.checked_add(PAGE)
     }
 
     fn open(shm: Shm<'_>) -> Result<(Region, Self), Errno> {
         let region = Region::map(shm.fd, shm.len)?;
-        let cpu_stride = data_len(shm.def).ok_or(Errno::INVAL)?;
+        let cpu_stride = cpu_stride(shm.def).ok_or(Errno::INVAL)?;
         let first = Elements {
             base: region.base().wrapping_add(PAGE),
             entries: shm.def.max_entries,
