@@ -33,7 +33,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned, little_e
 const MAGIC: [u8; 8] = *b"BPFTIMG\0";
 
 /// Bumped whenever the layout below, the calling convention or the meaning of a relocation changes.
-pub const VERSION: u32 = 4;
+pub const VERSION: u32 = 5;
 
 /// ELF's machine number of x86-64.
 const ARCH_X86_64: u32 = 62;
