@@ -34,19 +34,22 @@ fn sessions() -> impl Iterator<Item = PathBuf> {
 const LIMIT: Duration = Duration::from_secs(2);
 const LEFT_ALONE: Duration = Duration::from_secs(10);
 
-/// Asks one session.
+/// Asks one session; `ENOENT` from one that is gone, or that does not answer.
 fn ask(path: &Path, request: Request) -> Result<(Reply, Option<OwnedFd>), Errno> {
     static SILENT: Mutex<Vec<(PathBuf, Instant)>> = Mutex::new(Vec::new());
     let silent = || SILENT.lock().unwrap_or_else(PoisonError::into_inner);
     silent().retain(|(_, since)| since.elapsed() < LEFT_ALONE);
     if silent().iter().any(|(p, _)| p == path) {
-        return Err(Errno::TIMEDOUT);
+        return Err(Errno::NOENT);
     }
     let answer = inspect::ask(path, request, None, Some(LIMIT));
     if matches!(answer, Err(Errno::AGAIN)) {
         silent().push((path.into(), Instant::now()));
     }
-    answer
+    answer.map_err(|errno| match errno {
+        Errno::AGAIN | Errno::CONNREFUSED | Errno::CONNRESET | Errno::PIPE => Errno::NOENT,
+        other => other,
+    })
 }
 
 /// The ids of all objects of `kind` in other sessions. A session that does not answer has none.

@@ -317,8 +317,7 @@ static void ring_read(void) {
   printf("READY\n"), fflush(stdout);
   volatile uint64_t *producer = (volatile uint64_t *)data;
   while (epoll_wait(ep, &e, 1, -1) == 1) {
-    if (*consumer == *producer) printf("woken by nothing\n"), fflush(stdout);
-    // Data is said to be there from reserving on.
+    // Data is said to be there from reserving on, and a wakeup may come late, when it is read already.
     for (; *consumer != *producer; *consumer += 16) {
       volatile char *record = data + 4096 + *consumer % 4096;
       while (*(volatile uint32_t *)record & BPF_RINGBUF_BUSY_BIT);
