@@ -89,7 +89,6 @@ fn a_forked_child_is_sampled_under_its_own_pid() {
     let burnt = burn(&mut busy);
     let seen = samples(tool);
     assert_eq!(burnt.len(), 2);
-    println!("burnt {burnt:?}, seen {seen:?}");
     burnt.iter().for_each(|b| assert_share(seen.get(&b[0]), b[1], 2));
 }
 

@@ -150,10 +150,9 @@ fn apply(event: &Arc<PerfObject>) -> Result<(), Errno> {
 fn apply_probe(event: &Arc<PerfObject>) -> Result<(), Errno> {
     let _one = event.changing.lock().unwrap_or_else(PoisonError::into_inner);
     let state = || event.state.lock().unwrap_or_else(PoisonError::into_inner);
-    let now = state();
+    let mut now = state();
     match (now.enabled, now.prog.clone(), now.attached) {
         (true, Some(prog), None) => {
-            let mut now = now;
             // The broker keeps what ends the link, also while it is switched off.
             let link = *now.link.get_or_insert_with(object::next_id);
             let spec = spec_of(event, link, &prog, &now)?;
