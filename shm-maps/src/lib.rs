@@ -44,5 +44,8 @@ pub(crate) const fn round8(n: usize) -> usize {
     (n + 7) & !7
 }
 
+/// What processors fetch at once, two lines of 64 bytes: what CPUs write lies as far apart.
+pub(crate) const LINES: usize = 128;
+
 /// The page size of every platform we run on; file offsets and ring sizes are multiples of it.
 pub const PAGE: usize = 4096;

@@ -1,6 +1,7 @@
 //! Programs compiled ahead of time, from the object file to what their maps hold.
 
 use bpftime_tests::{Finished, Running, Scratch, dist};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -30,6 +31,34 @@ fn bpftime(s: &Scratch, args: &[&str]) -> Command {
     cmd
 }
 
+/// The CPUs that this test may run on, four of them if there are more: the first and the last among them.
+fn allowed_cpus() -> Vec<usize> {
+    // SAFETY: a set of our own, of the size that is given.
+    let all: Vec<usize> = unsafe {
+        let mut set: libc::cpu_set_t = std::mem::zeroed();
+        assert_eq!(libc::sched_getaffinity(0, size_of_val(&set), &raw mut set), 0);
+        (0..libc::CPU_SETSIZE as usize).filter(|cpu| libc::CPU_ISSET(*cpu, &set)).collect()
+    };
+    let chosen =
+        std::collections::BTreeSet::from([0, 1, all.len() / 2, all.len() - 1].map(|n| n.min(all.len() - 1)));
+    chosen.into_iter().map(|n| all[n]).collect()
+}
+
+/// Lets the command run on this CPU only.
+fn pin(cmd: &mut Command, cpu: usize) {
+    let only = move || {
+        // SAFETY: a set of our own, of the size that is given; a system call and nothing else, as after a fork.
+        let set = unsafe {
+            let mut set: libc::cpu_set_t = std::mem::zeroed();
+            libc::CPU_SET(cpu, &mut set);
+            libc::sched_setaffinity(0, size_of_val(&set), &raw const set)
+        };
+        if set == 0 { Ok(()) } else { Err(std::io::Error::last_os_error()) }
+    };
+    // SAFETY: see above.
+    unsafe { cmd.pre_exec(only) };
+}
+
 fn end(cmd: Command) -> Finished {
     Running::start(cmd).finish(LIMIT)
 }
@@ -48,25 +77,36 @@ fn compiled(s: &Scratch, more: &[&str]) -> PathBuf {
 fn a_compiled_file_counts_exactly_and_prints_its_maps() {
     let s = Scratch::new();
     let (image, exe) = (compiled(&s, &["--cpu", "native"]), s.compile("targets/calls.c", "calls", &[]));
-    let mut cmd = s.target(&exe);
-    cmd.args(["3", "1001"]);
-    let mut target = Running::start(cmd);
-    target.wait_for("RUNNING");
     let place = |kind: &str| format!("{kind}:{}:probed", exe.display());
     let mut load = bpftime(&s, &["load"]);
     load.arg(image).args(["--attach", &place("uprobe"), "--attach", &place("uretprobe")]);
     let mut load = Running::start(load);
     load.wait_for("attached 2 probes");
-    target.say("go");
-    assert!(target.finish(LIMIT).status.success());
+    // Each CPU has values of its own.
+    let cpus = allowed_cpus();
+    for cpu in &cpus {
+        let mut cmd = s.target(&exe);
+        cmd.args(["3", "1001"]);
+        pin(&mut cmd, *cpu);
+        let mut target = Running::start(cmd);
+        target.wait_for("RUNNING");
+        target.say("go");
+        assert!(target.finish(LIMIT).status.success());
+    }
     load.signal(libc::SIGINT);
     let done = load.finish(LIMIT);
-    // 10000 calls to warm up, then 3 times 1001 from 0 on: one odd number less than even ones each time.
+    // For each, 10000 calls to warm up, then 3 times 1001 from 0 on: one odd number less than even ones each time.
+    let of = |calls: usize| calls * cpus.len();
     let mut lines: Vec<&str> = done.stdout.lines().collect();
     lines.sort_unstable();
     assert_eq!(
         lines,
-        ["by_arg[0] 6503", "by_arg[1] 6500", "calls[0] 13003", "calls[1] 13003"],
+        [
+            format!("by_arg[0] {}", of(6503)),
+            format!("by_arg[1] {}", of(6500)),
+            format!("calls[0] {}", of(13003)),
+            format!("calls[1] {}", of(13003)),
+        ],
         "{}",
         done.stderr
     );

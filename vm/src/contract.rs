@@ -81,7 +81,8 @@ const _: () = {
 /// 3. Node `n` is at `nodes + n * stride`. It begins with the word that leads to the next; the bit
 ///    [`HashTable::DELETED`] of it says that the node is no element. The key is at [`HashTable::KEY_AT`].
 /// 4. What was read of the node counts if the word that led to it is the same afterwards.
-/// 5. The value of a CPU below `values` is at `value_at + cpu * value_stride`; shared values are as of CPU 0.
+/// 5. The value of a CPU below `values` is at `node_values + n * value_stride + cpu * cpu_stride`; shared values are as of
+///    CPU 0, and `value_stride` is then `stride`.
 ///
 /// Generated code follows the first step of a chain only; `lookup` and `update` know the rest.
 #[repr(C)]
@@ -97,10 +98,12 @@ pub struct HashTable {
     pub nodes: u64,
     /// Bytes from node to node.
     pub stride: u64,
-    /// Bytes from a node to its first value.
-    pub value_at: u64,
-    /// Bytes from one CPU's value to the next's.
+    /// Address of the value of node 0 of CPU 0.
+    pub node_values: u64,
+    /// Bytes from a node's value to the next node's.
     pub value_stride: u64,
+    /// Bytes from one CPU's value to the next CPU's.
+    pub cpu_stride: u64,
     /// Number of nodes.
     pub capacity: u32,
     /// CPUs that have a value in each node.

@@ -8,6 +8,7 @@ use crate::{Failure, say};
 use bpftime_abi::map_type::{
     BPF_MAP_TYPE_ARRAY, BPF_MAP_TYPE_HASH, BPF_MAP_TYPE_PERCPU_ARRAY, BPF_MAP_TYPE_PERCPU_HASH,
 };
+use bpftime_shm::map::percpu_array_stride;
 use bpftime_vm::verify::{Log, Verified, verify};
 use bpftime_vm::{
     ArrayLayout, CpuFeatures, DecodeOptions, HashLayout, MapLayout, Options, compile, compile_object,
@@ -140,10 +141,9 @@ pub(crate) fn verified(object: &Object, prog: &Prog) -> Result<Verified, Failure
     verify(program, &env, &mut Log::new(0)).map_err(|e| refused(e.insn, &e.reason))
 }
 
-/// What a map will be like, for inlined operations: as shm-maps lays it out.
+/// What a map will be like, for inlined operations: as shm-maps lays it out. The server refuses images that think otherwise.
 fn layout(map: &MapDef) -> Option<MapLayout> {
     let (entries, stride) = (map.facts.max_entries, map.facts.value_size.checked_next_multiple_of(8)?);
-    let all = u64::from(entries) * u64::from(stride);
     let (key_size, value_size) = (map.facts.key_size, map.facts.value_size);
     let array = |cpu_stride| Some(MapLayout::Array(ArrayLayout { entries, value_size, stride, cpu_stride }));
     let hash = |percpu| Some(MapLayout::Hash(HashLayout { key_size, value_size, percpu }));
@@ -151,7 +151,7 @@ fn layout(map: &MapDef) -> Option<MapLayout> {
         // What an update leaves out of a value is the map's own business.
         _ if !map.fields.is_empty() => None,
         BPF_MAP_TYPE_ARRAY => array(None),
-        BPF_MAP_TYPE_PERCPU_ARRAY => array(Some(all)),
+        BPF_MAP_TYPE_PERCPU_ARRAY => array(Some(percpu_array_stride(entries, value_size)? as u64)),
         BPF_MAP_TYPE_HASH => hash(false),
         BPF_MAP_TYPE_PERCPU_HASH => hash(true),
         _ => None,

@@ -9,7 +9,7 @@
 use super::MapDef;
 use super::ops::{Ops, Shm, check_array_update, index, next_index};
 use crate::region::Region;
-use crate::{PAGE, copy, neg, round8};
+use crate::{LINES, PAGE, copy, neg, round8};
 use core::ops::ControlFlow;
 use rustix::io::Errno;
 
@@ -64,8 +64,8 @@ impl Elements {
     }
 }
 
-fn data_len(def: &MapDef) -> Option<usize> {
-    (def.max_entries as usize).checked_mul(round8(def.value_size as usize))
+fn data_len(max_entries: u32, value_size: u32) -> Option<usize> {
+    (max_entries as usize).checked_mul(round8(value_size as usize))
 }
 
 /// BPF_MAP_TYPE_ARRAY.
@@ -80,7 +80,7 @@ impl Array {
 
 impl Ops for Array {
     fn file_len(def: &MapDef, _cpus: u32) -> Option<usize> {
-        data_len(def)?.checked_next_multiple_of(PAGE)?.checked_add(PAGE)
+        data_len(def.max_entries, def.value_size)?.checked_next_multiple_of(PAGE)?.checked_add(PAGE)
     }
 
     fn open(shm: Shm<'_>) -> Result<(Region, Self), Errno> {
@@ -138,12 +138,9 @@ impl Ops for Array {
     }
 }
 
-/// What processors fetch at once: two lines of 64 bytes.
-const LINES: usize = 128;
-
-/// Bytes of one CPU's elements, with their padding.
-fn cpu_stride(def: &MapDef) -> Option<usize> {
-    data_len(def)?.checked_next_multiple_of(LINES)
+/// Bytes of one CPU's elements of a PERCPU_ARRAY, with their padding.
+pub fn cpu_stride(max_entries: u32, value_size: u32) -> Option<usize> {
+    data_len(max_entries, value_size)?.checked_next_multiple_of(LINES)
 }
 
 /// BPF_MAP_TYPE_PERCPU_ARRAY.
@@ -180,12 +177,13 @@ impl PercpuArray {
 
 impl Ops for PercpuArray {
     fn file_len(def: &MapDef, cpus: u32) -> Option<usize> {
-        cpu_stride(def)?.checked_mul(cpus as usize)?.checked_next_multiple_of(PAGE)?.checked_add(PAGE)
+        let data = cpu_stride(def.max_entries, def.value_size)?.checked_mul(cpus as usize)?;
+        data.checked_next_multiple_of(PAGE)?.checked_add(PAGE)
     }
 
     fn open(shm: Shm<'_>) -> Result<(Region, Self), Errno> {
         let region = Region::map(shm.fd, shm.len)?;
-        let cpu_stride = cpu_stride(shm.def).ok_or(Errno::INVAL)?;
+        let cpu_stride = cpu_stride(shm.def.max_entries, shm.def.value_size).ok_or(Errno::INVAL)?;
         let first = Elements {
             base: region.base().wrapping_add(PAGE),
             entries: shm.def.max_entries,

@@ -22,7 +22,7 @@ use rustix::io::Errno;
 /// "bpfmap" and the byte order.
 const MAGIC: u64 = u64::from_le_bytes(*b"bpfmap\x01\x02");
 /// Bumped when any layout in this crate changes: a tool and a target with different builds must refuse each other.
-const VERSION: u32 = 5;
+const VERSION: u32 = 6;
 /// Where a kind may keep words of its own.
 pub const KIND_AREA: usize = 256;
 

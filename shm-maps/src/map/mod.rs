@@ -18,6 +18,7 @@ mod syscall;
 pub mod table;
 mod task_storage;
 
+pub use array::cpu_stride as percpu_array_stride;
 pub use fd_array::FdArray;
 pub use hash::{Hash, HashParts};
 pub use members::Members;

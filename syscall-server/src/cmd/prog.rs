@@ -37,7 +37,7 @@ pub fn load(attr: &Attr) -> Result<i64, Errno> {
     let mut log = verify::Log::new(buffer.level);
     let mut maps = UsedMaps { fd_array: a.fd_array, list: Vec::new(), failed: None };
     let built = super::verify::accept(&insns, &mut maps, &a, gpl, &mut log)
-        .and_then(|p| Ok((compile(&p, &maps.layouts(), &mut log)?, p.ctx_bytes())));
+        .and_then(|p| Ok((compile(&p, &layouts(&maps.list), &mut log)?, p.ctx_bytes())));
     let stored = buffer.store(log.text());
     let true_size = buffer.true_size(log.text());
     attr.put(std::mem::offset_of!(ProgLoad, log_true_size), &true_size.to_ne_bytes())?;
@@ -54,7 +54,7 @@ pub fn load(attr: &Attr) -> Result<i64, Errno> {
 }
 
 /// Loads an image that was compiled ahead of time, from a file that the tool trusts as it trusts itself. Its map indices
-/// are those of `fd_array`.
+/// are those of `fd_array`. ESTALE: it was compiled for maps that lie in memory otherwise.
 pub fn load_image(a: &ProgLoad, image: &[u8], ctx_bytes: u32) -> Result<i64, Errno> {
     check(a)?;
     let gpl = is_gpl(&user::read_str(a.license, 128)?);
@@ -65,6 +65,9 @@ pub fn load_image(a: &ProgLoad, image: &[u8], ctx_bytes: u32) -> Result<i64, Err
     }
     let fd = |i: u32| user::read_value::<u32>(a.fd_array.wrapping_add(u64::from(i) * 4));
     let maps = (0..a.fd_array_cnt).map(|i| object::map(fd(i)?)).collect::<Result<Vec<_>, _>>()?;
+    if parsed.layouts() != MapLayout::digest(&layouts(&maps)) {
+        return Err(Errno::STALE);
+    }
     finish(a, &insns, Built { image: image.to_vec(), ctx_bytes, maps, gpl, btf: 0 })
 }
 
@@ -196,6 +199,10 @@ fn layout(map: &Map) -> Option<MapLayout> {
     }))
 }
 
+fn layouts(maps: &[Arc<MapObject>]) -> Vec<Option<MapLayout>> {
+    maps.iter().map(|m| layout(&m.handle.map)).collect()
+}
+
 /// The maps a program names, in the order it names them.
 struct UsedMaps {
     fd_array: u64,
@@ -205,11 +212,6 @@ struct UsedMaps {
 }
 
 impl UsedMaps {
-    /// What the compiler may know of each.
-    fn layouts(&self) -> Vec<Option<MapLayout>> {
-        self.list.iter().map(|m| layout(&m.handle.map)).collect()
-    }
-
     fn add(&mut self, found: Result<Arc<MapObject>, Errno>) -> Option<MapIdx> {
         match found {
             Err(errno) => {

@@ -19,6 +19,8 @@ pub struct Parts {
     pub cpu: CpuFeatures,
     /// [`Program::hash`](crate::Program::hash).
     pub hash: u64,
+    /// See [`ImageRef::layouts`].
+    pub layouts: u32,
     /// Offset of the first function.
     pub entry: u32,
     /// What the code needs from its caller.
@@ -50,7 +52,7 @@ impl Image {
             faults: (parts.faults.len() as u32).into(),
             ctx_words: parts.needs.ctx_words.into(),
             needs: parts.needs.bits().into(),
-            zero: 0.into(),
+            layouts: parts.layouts.into(),
         };
         let mut bytes = header.as_bytes().to_vec();
         for reloc in &parts.relocs {

@@ -13,7 +13,7 @@
 //!  32  code length   u32         ..  code, up to the end
 //! ```
 //! The relocations begin at 64: 48 is the set of context words that are read (u64), 56 what else the code
-//! needs from its caller (u32), 60 zero (u32); see [`Needs`].
+//! needs from its caller (u32), see [`Needs`], and 60 says how the maps lie in memory that it was compiled for (u32).
 #![forbid(unsafe_code)]
 
 mod build;
@@ -33,7 +33,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned, little_e
 const MAGIC: [u8; 8] = *b"BPFTIMG\0";
 
 /// Bumped whenever the layout below, the calling convention or the meaning of a relocation changes.
-pub const VERSION: u32 = 5;
+pub const VERSION: u32 = 6;
 
 /// ELF's machine number of x86-64.
 const ARCH_X86_64: u32 = 62;
@@ -55,7 +55,7 @@ struct Header {
     faults: le::U32,
     ctx_words: le::U64,
     needs: le::U32,
-    zero: le::U32,
+    layouts: le::U32,
 }
 
 #[repr(C)]
@@ -218,6 +218,12 @@ impl<'a> ImageRef<'a> {
         self.header.hash.get()
     }
 
+    /// [`MapLayout::digest`](crate::MapLayout::digest) of the maps that the code was made for: it reads and writes where their
+    /// elements were said to be.
+    pub fn layouts(&self) -> u32 {
+        self.header.layouts.get()
+    }
+
     /// CPU features that the code uses.
     pub fn cpu_features(&self) -> CpuFeatures {
         // Unknown bits were refused by `parse`.
@@ -268,7 +274,7 @@ fn check_header(header: &Header) -> Result<(), ImageError> {
         _ if CpuFeatures::from_bits(header.cpu.get()).is_none() => {
             Err(ImageError::Cpu { got: header.cpu.get() })
         }
-        _ if Needs::from_raw(0, header.needs.get()).is_none() || header.zero.get() != 0 => {
+        _ if Needs::from_raw(0, header.needs.get()).is_none() => {
             Err(ImageError::Needs { got: header.needs.get() })
         }
         _ if code_len > MAX_CODE => Err(ImageError::CodeLength { got: code_len }),

@@ -81,7 +81,11 @@ impl Translator<'_, '_> {
         let before = self.b.ins().iadd_imm_s(number, -1);
         let capacity = self.half_field(offset_of!(HashTable, capacity));
         self.unless(IntCC::UnsignedLessThan, before, capacity, absent);
-        let node = self.node(number);
+        let index = self.b.ins().uextend(I64, number);
+        let stride = self.field(offset_of!(HashTable, stride));
+        let offset = self.b.ins().imul(index, stride);
+        let nodes = self.field(offset_of!(HashTable, nodes));
+        let node = self.b.ins().iadd(nodes, offset);
         let next = self.b.ins().atomic_load(I64, flags(), node);
         let deleted = self.b.ins().ushr_imm_u(next, i64::from(HashTable::DELETED.trailing_zeros()));
         let deleted = self.b.ins().band_imm_u(deleted, 1);
@@ -92,7 +96,7 @@ impl Translator<'_, '_> {
         self.unless(IntCC::Equal, found, wanted, rest);
         let again = self.b.ins().atomic_load(I64, flags(), head);
         self.unless(IntCC::Equal, again, word, rest);
-        (number, self.value_of(node, layout, rest))
+        (number, self.value_of(index, offset, layout, rest))
     }
 
     /// The key that r2 points to.
@@ -119,29 +123,23 @@ impl Translator<'_, '_> {
         self.b.ins().iadd(heads, offset)
     }
 
-    /// The address of a node.
-    fn node(&mut self, number: Value) -> Value {
-        let number = self.b.ins().uextend(I64, number);
-        let stride = self.field(offset_of!(HashTable, stride));
-        let offset = self.b.ins().imul(number, stride);
-        let nodes = self.field(offset_of!(HashTable, nodes));
-        self.b.ins().iadd(nodes, offset)
-    }
-
-    /// The address of a node's value for this run.
-    fn value_of(&mut self, node: Value, layout: HashLayout, rest: Block) -> Value {
-        let value_at = self.field(offset_of!(HashTable, value_at));
-        let first = self.b.ins().iadd(node, value_at);
+    /// The address of a node's value for this run. `offset` is the node's.
+    fn value_of(&mut self, index: Value, offset: Value, layout: HashLayout, rest: Block) -> Value {
+        let values_of_first = self.field(offset_of!(HashTable, node_values));
         if !layout.percpu {
-            return first;
+            // Values are in the nodes.
+            return self.b.ins().iadd(values_of_first, offset);
         }
         let cpu = self.b.ins().load(I32, super::fuel::run_flags(), self.run, CPU_OFFSET);
         let values = self.half_field(offset_of!(HashTable, values));
         self.unless(IntCC::UnsignedLessThan, cpu, values, rest);
         let cpu = self.b.ins().uextend(I64, cpu);
+        let stride = self.field(offset_of!(HashTable, cpu_stride));
+        let of_cpu = self.b.ins().imul(cpu, stride);
         let stride = self.field(offset_of!(HashTable, value_stride));
-        let offset = self.b.ins().imul(cpu, stride);
-        self.b.ins().iadd(first, offset)
+        let of_node = self.b.ins().imul(index, stride);
+        let values = self.b.ins().iadd(values_of_first, of_cpu);
+        self.b.ins().iadd(values, of_node)
     }
 
     /// Copies the value that r3 points to over the one at `to`; 0.

@@ -1,7 +1,7 @@
 //! Puts compiled functions behind each other and sorts their relocations: those inside the image are
 //! resolved here, those that depend on the process become the image's.
 
-use super::{CompileError, ObjectCode, Options, Space};
+use super::{CompileError, MapLayout, ObjectCode, Options, Space};
 use crate::image::{Image, Parts, Reloc, Symbol};
 use crate::isa::MapIdx;
 use crate::opt::needs;
@@ -56,7 +56,8 @@ pub(super) struct Layout<'a> {
 impl Layout<'_> {
     pub(super) fn new<'a>(program: &'a Program, options: &Options<'_>) -> Layout<'a> {
         let needs = needs::of(program, options.environment());
-        let parts = Parts { cpu: options.cpu, hash: program.hash(), needs, ..Parts::default() };
+        let (cpu, hash, layouts) = (options.cpu, program.hash(), MapLayout::digest(options.maps));
+        let parts = Parts { cpu, hash, layouts, needs, ..Parts::default() };
         let starts = vec![None; program.funcs().len()];
         Layout {
             program,

@@ -3,7 +3,7 @@
 
 use super::values::{Regs, Value};
 use crate::contract::{COOKIE_OFFSET, CPU_OFFSET, FUNC_IP_OFFSET, HashTable, PID_TGID_OFFSET};
-use crate::isa::{Callee, MapIdx, Op};
+use crate::isa::{Callee, MapIdx, Op, fnv1a};
 use crate::program::Program;
 use std::mem::offset_of;
 
@@ -14,6 +14,25 @@ pub enum MapLayout {
     Array(ArrayLayout),
     /// A hash map, whose handle begins with a [`HashTable`](crate::contract::HashTable).
     Hash(HashLayout),
+}
+
+impl MapLayout {
+    /// A number for what the compiler was told of maps, by index: FNV-1a, folded. Code made for one may only run with another
+    /// of the same number.
+    pub fn digest(maps: &[Option<MapLayout>]) -> u32 {
+        let words = |map: &Option<MapLayout>| match *map {
+            None => [0; 5],
+            Some(MapLayout::Array(ArrayLayout { entries, value_size, stride, cpu_stride })) => {
+                // No stride between CPUs is that large.
+                [1, entries.into(), value_size.into(), stride.into(), cpu_stride.unwrap_or(u64::MAX)]
+            }
+            Some(MapLayout::Hash(HashLayout { key_size, value_size, percpu })) => {
+                [2, key_size.into(), value_size.into(), percpu.into(), 0]
+            }
+        };
+        let hash = fnv1a(maps.iter().flat_map(words).flat_map(u64::to_le_bytes));
+        (hash ^ hash >> 32) as u32
+    }
 }
 
 /// How the elements of an array map lie in memory, behind [`Symbol::MapElements`](crate::image::Symbol).

@@ -15,7 +15,7 @@ const NODES: u32 = 12;
 const CPUS: u32 = 3;
 const SALT: u64 = 0x1234_5678_9abc_def1;
 
-/// A map in private memory: handle, chains, nodes of `(next, state, key, a value per CPU)`.
+/// A map in private memory: handle, chains, nodes of `(next, state, key, value)`; per-CPU values behind all nodes.
 #[repr(C)]
 struct Table {
     head: HashTable,
@@ -37,16 +37,20 @@ fn hash(key: u64) -> usize {
 impl Table {
     fn new(layout: HashLayout) -> Box<Table> {
         let values = if layout.percpu { CPUS } else { 1 };
-        let value_stride = layout.value_size.next_multiple_of(8);
-        let stride = 16 + 8 + values * value_stride;
+        let value_len = layout.value_size.next_multiple_of(8);
+        let (stride, value_stride, cpu_stride) = match layout.percpu {
+            true => (24, value_len, NODES * value_len + 40),
+            false => (24 + value_len, 24 + value_len, 0),
+        };
         let head = HashTable {
             heads: 0,
             mask: HEADS as u64 - 1,
             salt: SALT,
             nodes: 0,
             stride: stride.into(),
-            value_at: 24,
+            node_values: 0,
             value_stride: value_stride.into(),
+            cpu_stride: cpu_stride.into(),
             capacity: NODES,
             values,
             lookup,
@@ -54,10 +58,13 @@ impl Table {
             delete,
         };
         let (key_size, value_size) = (layout.key_size, layout.value_size);
-        let nodes = vec![0; (NODES * stride) as usize];
+        let nodes = vec![0; (NODES * stride + values * cpu_stride) as usize];
         let mut table = Box::new(Table { head, key_size, value_size, heads: [0; HEADS], nodes });
         table.head.heads = table.heads.as_ptr().expose_provenance() as u64;
-        table.head.nodes = (table.nodes.as_ptr().expose_provenance() as u64).wrapping_sub(stride.into());
+        let first = table.nodes.as_ptr().expose_provenance() as u64;
+        table.head.nodes = first.wrapping_sub(stride.into());
+        let values_at = if layout.percpu { NODES * stride } else { 24 };
+        table.head.node_values = first + u64::from(values_at) - u64::from(value_stride);
         table
     }
 
@@ -77,8 +84,11 @@ impl Table {
         let node = self.node(number);
         node[..8].copy_from_slice(&next.to_ne_bytes());
         node[16..16 + len].copy_from_slice(&key.to_ne_bytes()[..len]);
-        for (at, byte) in node[24..].iter_mut().enumerate() {
-            *byte = (number as usize * 31 + at) as u8;
+        for cpu in 0..self.head.values {
+            let value = self.value(number, cpu).expect("a CPU with values");
+            for (at, byte) in value.iter_mut().enumerate() {
+                *byte = (number as usize * 31 + cpu as usize * 77 + at) as u8;
+            }
         }
         self.heads[bucket] = 7 << 33 | u64::from(number);
     }
@@ -102,9 +112,10 @@ impl Table {
 
     fn value(&mut self, number: u32, cpu: u32) -> Option<&mut [u8]> {
         let cpu = if self.head.values == 1 { 0 } else { cpu };
-        let (at, len) =
-            ((self.head.value_at + u64::from(cpu) * self.head.value_stride) as usize, self.value_size);
-        (cpu < self.head.values).then(|| &mut self.node(number)[at..at + len as usize])
+        let (head, len) = (&self.head, self.value_size as usize);
+        let of_node = head.node_values + u64::from(number) * head.value_stride;
+        let at = (of_node + u64::from(cpu) * head.cpu_stride - (head.nodes + head.stride)) as usize;
+        (cpu < head.values).then(|| &mut self.nodes[at..at + len])
     }
 }
 

@@ -31,8 +31,16 @@ fn sample() -> Image {
     ];
     let faults = vec![Fault { offset: 3, kind: 1 }, Fault { offset: 1, kind: 0 }];
     let needs = Needs { ctx_words: 0b101, vector: true, calls: true, ..Needs::default() };
-    let parts =
-        Parts { cpu: CpuFeatures::BASELINE, hash: 9, entry: 2, needs, relocs, faults, code: vec![0x90; 40] };
+    let parts = Parts {
+        hash: 9,
+        layouts: 4,
+        entry: 2,
+        needs,
+        relocs,
+        faults,
+        code: vec![0x90; 40],
+        ..Parts::default()
+    };
     Image::build(parts).unwrap()
 }
 
@@ -42,7 +50,7 @@ fn an_image_survives_its_bytes() {
     let again = Image::parse(&image.to_bytes()).unwrap();
     assert_eq!(again, image);
     let view = again.borrow();
-    assert_eq!((view.code_len(), view.entry_offset(), view.bytecode_hash()), (40, 2, 9));
+    assert_eq!((view.code_len(), view.entry_offset(), view.bytecode_hash(), view.layouts()), (40, 2, 9, 4));
     assert_eq!(view.relocs().map(|r| r.offset).collect::<Vec<_>>(), [0, 8, 16, 24]);
     assert_eq!(view.needs(), Needs { ctx_words: 0b101, vector: true, calls: true, ..Needs::default() });
     assert_eq!(view.faults().map(|f| f.offset).collect::<Vec<_>>(), [1, 3]);

@@ -38,8 +38,9 @@ use rustix::io::Errno;
 ///    `fold(x)` the exclusive or of the halves of `x` times [`HashParts::MULTIPLIER`].
 /// 2. Its lower half is 0, the end, or the number of a node if that is at most `capacity`; anything else is forged.
 /// 3. Node `n` begins at `nodes + n * stride` with the word that leads to the next; [`HashParts::DELETED`] says that the
-///    node is not an element any more. The key is [`HashParts::KEY_AT`] bytes into it, then the values.
+///    node is not an element any more. The key is [`HashParts::KEY_AT`] bytes into it.
 /// 4. What was read is believed if the head's word is the same afterwards.
+/// 5. The value of a CPU is at `node_values + n * value_stride + cpu * cpu_stride`.
 #[derive(Clone, Copy, Debug)]
 pub struct HashParts {
     /// Words at the heads of the chains.
@@ -54,10 +55,12 @@ pub struct HashParts {
     pub stride: usize,
     /// Number of nodes.
     pub capacity: u32,
-    /// From a node to its value of CPU 0.
-    pub value_at: usize,
-    /// Bytes from one CPU's value to the next's.
+    /// Where the value of node 0 would be, of CPU 0.
+    pub node_values: *mut u8,
+    /// Bytes from a node's value to the next node's.
     pub value_stride: usize,
+    /// Bytes from one CPU's value to the next CPU's.
+    pub cpu_stride: usize,
     /// CPUs that have values of their own; 1 if they share one.
     pub values: u32,
 }
@@ -100,8 +103,9 @@ impl Hash {
             nodes: nodes.key(1).wrapping_sub(HashParts::KEY_AT + layout.node_stride),
             stride: layout.node_stride,
             capacity: layout.capacity(),
-            value_at: HashParts::KEY_AT + round8(layout.key_size),
-            value_stride: round8(layout.value_size),
+            node_values: nodes.value(1, 0).wrapping_sub(layout.value_stride),
+            value_stride: layout.value_stride,
+            cpu_stride: layout.cpu_stride,
             values: layout.values as u32,
         }
     }

@@ -6,8 +6,11 @@
 //! [used: one byte per node]              1 = do not bother to try this node
 //! [touched: bitmap, LRU only]            1 = looked up since the hand passed
 //! [heads: buckets u64]
-//! [nodes: capacity x (next u64, state u64, key, value per CPU)]   node i at (i - 1) * stride
+//! [nodes: capacity x (next u64, state u64, key, value)]   node i at (i - 1) * stride
+//! [values, if per CPU: CPU 0: capacity x value | padding][CPU 1: ...]
 //! ```
+//! Per-CPU values are grouped by CPU and padded, so that CPUs share no cache line when they count under one key.
+//!
 //! `state` is the truth, changed by CAS, so a claim is one instruction and names its owner. Stash and used bytes are
 //! hints; a byte and not a bit, since then whoever has the node may write it without a locked instruction. They are
 //! looked at eight at a time. All-zero means: every node free, the last `extra` of them in the extra pool.
@@ -16,7 +19,7 @@ use super::word::{Kind, Link, State};
 use crate::map::header::KIND_AREA;
 use crate::map::{MapDef, ops::Shm, table};
 use crate::uapi::{BPF_MAP_TYPE_LRU_HASH, BPF_MAP_TYPE_LRU_PERCPU_HASH, BPF_MAP_TYPE_PERCPU_HASH};
-use crate::{PAGE, round8};
+use crate::{LINES, PAGE, round8};
 use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 use core::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64};
 use std::collections::BTreeSet;
@@ -50,6 +53,12 @@ pub struct Layout {
     touched_at: usize,
     heads_at: usize,
     nodes_at: usize,
+    /// Values of CPU 0, of node 1 first: inside the nodes, unless per-CPU.
+    values_at: usize,
+    /// Bytes from a node's value to the next node's.
+    pub value_stride: usize,
+    /// Bytes from one CPU's values to the next CPU's.
+    pub cpu_stride: usize,
     pub file_len: usize,
 }
 
@@ -60,21 +69,29 @@ impl Layout {
         let capacity = def.max_entries.checked_add(extra)? as usize;
         // At most half full: four of five elements are the first of their chain.
         let buckets = (def.max_entries as usize).checked_next_power_of_two()?.checked_mul(2)?;
-        let value_stride = round8(def.value_size as usize);
-        let node_stride = NODE_HEADER + round8(def.key_size as usize) + value_stride.checked_mul(values)?;
+        let (value_at, value_len) =
+            (NODE_HEADER + round8(def.key_size as usize), round8(def.value_size as usize));
+        let node_stride = if is_percpu(def) { value_at } else { value_at.checked_add(value_len)? };
         let stash_at = PAGE;
         let used_at = stash_at + round8(extra as usize * 4);
         let touched_at = used_at + capacity.next_multiple_of(GROUP);
         let heads_at = touched_at + if is_lru(def) { capacity.div_ceil(64) * 8 } else { 0 };
         // Nodes begin on a cache line.
         let nodes_at = heads_at.checked_add(buckets.checked_mul(8)?)?.next_multiple_of(64);
-        let nodes_len = node_stride.checked_mul(capacity)?;
-        let file_len = nodes_at.checked_add(nodes_len)?.checked_next_multiple_of(PAGE)?;
+        let nodes_end = nodes_at.checked_add(node_stride.checked_mul(capacity)?)?;
+        let (values_at, value_stride, cpu_stride, end) = if is_percpu(def) {
+            let values_at = nodes_end.checked_next_multiple_of(LINES)?;
+            let cpu_stride = value_len.checked_mul(capacity)?.checked_next_multiple_of(LINES)?;
+            (values_at, value_len, cpu_stride, values_at.checked_add(cpu_stride.checked_mul(values)?)?)
+        } else {
+            (nodes_at + value_at, node_stride, 0, nodes_end)
+        };
+        let file_len = end.checked_next_multiple_of(PAGE)?;
         let (key_size, value_size) = (def.key_size as usize, def.value_size as usize);
         let max_entries = def.max_entries;
         #[rustfmt::skip]
         let layout = Layout { buckets, max_entries, extra, key_size, value_size, values, node_stride,
-            stash_at, used_at, touched_at, heads_at, nodes_at, file_len };
+            stash_at, used_at, touched_at, heads_at, nodes_at, values_at, value_stride, cpu_stride, file_len };
         Some(layout)
     }
 
@@ -105,11 +122,12 @@ pub struct Borrowed {
 pub struct Nodes {
     base: *mut u8,
     nodes: *mut u8,
+    /// The value of node 1 of CPU 0.
+    values: *mut u8,
     heads: *const AtomicU64,
     pub layout: Layout,
     pub mask: u64,
     pub seed: u64,
-    value_at: usize,
     /// Elsewhere, so that the compiler sees that nothing here ever changes.
     owner: Box<AtomicU16>,
 }
@@ -119,11 +137,11 @@ impl Nodes {
         Nodes {
             base,
             nodes: base.wrapping_add(layout.nodes_at),
+            values: base.wrapping_add(layout.values_at),
             heads: base.wrapping_add(layout.heads_at).cast(),
             layout,
             mask: layout.buckets as u64 - 1,
             seed: shm.seed,
-            value_at: NODE_HEADER + round8(layout.key_size),
             owner: Box::new(AtomicU16::new(0)),
         }
     }
@@ -176,8 +194,9 @@ impl Nodes {
     /// The value of `cpu`, which is below `layout.values`.
     #[inline]
     pub fn value(&self, index: u32, cpu: usize) -> *mut u8 {
-        debug_assert!(cpu < self.layout.values);
-        self.node(index).wrapping_add(self.value_at + cpu * round8(self.layout.value_size))
+        debug_assert!(self.is_node(index) && cpu < self.layout.values);
+        let (node, cpu) = ((index as usize - 1) * self.layout.value_stride, cpu * self.layout.cpu_stride);
+        self.values.wrapping_add(node + cpu)
     }
 
     /// The raw state word and what it means; a zero word's meaning depends on the index.

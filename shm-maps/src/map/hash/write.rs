@@ -235,17 +235,28 @@ impl Hash {
         let (first, count) = (self.nodes.value(node, 0), self.nodes.layout.values);
         match source {
             Source::Cpu(value, cpu) => {
+                let own = if self.percpu { cpu as usize % count } else { 0 };
                 if new && self.percpu {
-                    // SAFETY: the node's value slots.
-                    unsafe { copy::zero_shared(first, count * round8(size)) };
+                    for other in (0..count).filter(|other| *other != own) {
+                        // SAFETY: a value slot of the node.
+                        unsafe { copy::zero_shared(self.nodes.value(node, other), round8(size)) };
+                    }
                 }
-                let slot = if self.percpu { self.nodes.value(node, cpu as usize % count) } else { first };
+                let slot = self.nodes.value(node, own);
                 // SAFETY: one value slot; the caller's value.
                 unsafe { copy::to_shared(slot, value, size) };
             }
             Source::All(values) if self.percpu => {
-                // SAFETY: all value slots; the tool's buffer has the same layout.
-                unsafe { copy::to_shared(first, values, count * round8(size)) };
+                for cpu in 0..count {
+                    // SAFETY: a value slot of the node; the tool's buffer has as many values, as long.
+                    unsafe {
+                        copy::to_shared(
+                            self.nodes.value(node, cpu),
+                            values.add(cpu * round8(size)),
+                            round8(size),
+                        );
+                    }
+                }
             }
             Source::Joined(value, len, rest, at) => {
                 // SAFETY: one value slot of `size` bytes, `at` of them, a multiple of eight, for the value; the
