@@ -1,5 +1,6 @@
 //! The control thread's loop, and how the process's threads reach it.
 
+use super::notify;
 use super::state::{State, Summary};
 use crate::arch::sys;
 use crate::fds;
@@ -30,7 +31,7 @@ static STARTED: AtomicBool = AtomicBool::new(false);
 
 /// The signal that wakes the control thread. It is blocked there and read from a signalfd, sent to that thread only,
 /// so the process never sees it, whatever it uses the signal for itself.
-const WAKE_SIGNAL: i32 = libc::SIGPWR;
+pub(super) const WAKE_SIGNAL: i32 = libc::SIGPWR;
 
 fn lock() -> std::sync::MutexGuard<'static, Option<State>> {
     STATE.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
@@ -143,14 +144,25 @@ fn sleep(wake: &OwnedFd, watch: &Watch, nap: Option<Timespec>) -> bool {
         fds.push(PollFd::new(fd, PollFlags::IN));
     }
     let timeout = nap.or_else(|| watch.timeout());
+    let told = socks.iter().chain(&watch.fd).all(notify::by_signal);
+    // Until something is there to read, or somebody asks; false when the time has passed.
+    let mut wait = |limit: Option<&Timespec>| {
+        // What came before the descriptors were to tell is found at once.
+        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+        let quietly = told && rustix::event::poll(&mut fds, Some(&now)) == Ok(0);
+        match if quietly { notify::wait(limit) } else { None } {
+            Some(woken) => woken,
+            None => rustix::event::poll(&mut fds, limit) != Ok(0),
+        }
+    };
     let Some(mut pace) = lock().as_mut().and_then(State::samples) else {
-        return rustix::event::poll(&mut fds, timeout.as_ref()) == Ok(0);
+        return !wait(timeout.as_ref());
     };
     // New threads do not wake us: a look at their number in between, without a round of everything.
     let end = timeout.map(|t| Instant::now() + Duration::new(t.tv_sec as u64, t.tv_nsec as u32));
     let glance =
         |pace: Duration| Timespec { tv_sec: pace.as_secs() as i64, tv_nsec: pace.subsec_nanos().into() };
-    while rustix::event::poll(&mut fds, Some(&glance(pace))) == Ok(0) {
+    while !wait(Some(&glance(pace))) {
         if end.is_some_and(|end| Instant::now() >= end) {
             return true;
         }
@@ -250,7 +262,7 @@ pub fn look_into(dir: Option<PathBuf>) {
     {
         state.dirs.insert(0, dir);
     }
-    poke();
+    ask();
 }
 
 /// Asks the control thread to look at the process again and waits until it has, at most `limit`.

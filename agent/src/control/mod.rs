@@ -6,6 +6,7 @@
 
 mod attach;
 mod r#loop;
+mod notify;
 mod semaphore;
 mod session;
 mod state;
