@@ -1,6 +1,7 @@
 // Nanoseconds per operation on maps inside of a program, by BPF_PROG_TEST_RUN: on the kernel or, preloaded, on bpftime.
 //   mapbench             one line per operation: NAME ns, median of runs, less than what the loop itself costs
-//   mapbench threads N   operations per microsecond of N threads on one map each
+//   mapbench threads N   operations per microsecond of N threads on one map, all with the same keys in the same order, or each
+//                        with keys of its own
 #define _GNU_SOURCE
 #include <errno.h>
 #include <linux/bpf.h>
@@ -37,12 +38,12 @@ static int map_of(int type, int key, int value, int entries) {
 enum op { NOTHING, LOOKUP, UPDATE, DELETE_INSERT, RESERVE_SUBMIT, PUSH_POP };
 
 // r8 goes through the keys; its value is the key at fp-8. The value is at fp-16.
-static int emit_op(struct bpf_insn *p, enum op op, int map) {
+static int emit_op(struct bpf_insn *p, enum op op, int map, int keys_from) {
   int n = 0;
 #define E(...) p[n++] = I(__VA_ARGS__)
 #define MAP E(0x18, 1, 1, 0, map), E(0, 0, 0, 0, 0)
 #define CALLS(id) MAP, E(0xbf, 2, 10, 0, 0), E(0x07, 2, 0, 0, -8), E(0xbf, 3, 10, 0, 0), E(0x07, 3, 0, 0, -16), E(0xb7, 4, 0, 0, 0), E(0x85, 0, 0, 0, id)
-  E(0x07, 8, 0, 0, 1), E(0x57, 8, 0, 0, KEYS - 1), E(0x7b, 10, 8, -8, 0);
+  E(0x07, 8, 0, 0, 1), E(0x57, 8, 0, 0, KEYS - 1), E(0x47, 8, 0, 0, keys_from), E(0x7b, 10, 8, -8, 0);
   switch (op) {
   case NOTHING: break;
   case LOOKUP: CALLS(1); E(0x15, 0, 0, 2, 0); E(0x79, 1, 0, 0, 0); E(0x0f, 9, 1, 0, 0); break;
@@ -54,12 +55,13 @@ static int emit_op(struct bpf_insn *p, enum op op, int map) {
   return n;
 }
 
-static int program(enum op op, int map) {
+// Keys are KEYS in a row, from a multiple of KEYS on.
+static int program_from(enum op op, int map, int keys_from) {
   static struct bpf_insn p[4096];
   int n = 0;
   E(0xb7, 7, 0, 0, 0), E(0xb7, 8, 0, 0, 0), E(0xb7, 9, 0, 0, 0), E(0x7a, 10, 0, -8, 0), E(0x7a, 10, 0, -16, 1);
   int top = n;
-  for (int i = 0; i < UNROLLED; i++) n += emit_op(p + n, op, map);
+  for (int i = 0; i < UNROLLED; i++) n += emit_op(p + n, op, map, keys_from);
   E(0x07, 7, 0, 0, 1);
   int back = top - n - 1;
   E(0xa5, 7, 0, back, ROUNDS), E(0xbf, 0, 9, 0, 0), E(0x95, 0, 0, 0, 0);
@@ -75,6 +77,8 @@ static int program(enum op op, int map) {
   }
   return fd;
 }
+
+static int program(enum op op, int map) { return program_from(op, map, 0); }
 
 static uint64_t now(void) { struct timespec t; clock_gettime(CLOCK_MONOTONIC, &t); return t.tv_sec * 1000000000ull + t.tv_nsec; }
 
@@ -130,11 +134,14 @@ static void *hammer(void *arg) {
   return (void *)done;
 }
 
-static void threads(const char *name, int prog, int n) {
-  pthread_t t[64];
+enum { THREADS = 64 };
+
+// Thread i runs program i % count.
+static void threads_of(const char *name, const int *progs, int count, int n) {
+  pthread_t t[THREADS];
   long total = 0;
   go = stop = 0;
-  for (int i = 0; i < n; i++) pthread_create(&t[i], 0, hammer, (void *)(long)prog);
+  for (int i = 0; i < n; i++) pthread_create(&t[i], 0, hammer, (void *)(long)progs[i % count]);
   uint64_t start = now();
   go = 1;
   usleep(600000);
@@ -143,15 +150,26 @@ static void threads(const char *name, int prog, int n) {
   printf("%s %.1f\n", name, total * 1e3 / (now() - start));
 }
 
+static void threads(const char *name, int prog, int n) { threads_of(name, &prog, 1, n); }
+
+// Up to eight threads have keys of their own; the map has room for those of eight.
+static void threads_apart(const char *name, enum op op, int map, int n) {
+  int progs[8];
+  for (int i = 0; i < 8; i++) progs[i] = program_from(op, map, i * KEYS);
+  threads_of(name, progs, 8, n);
+}
+
 int main(int argc, char **argv) {
   int array = map_of(BPF_MAP_TYPE_ARRAY, 4, 8, KEYS), pa = map_of(BPF_MAP_TYPE_PERCPU_ARRAY, 4, 8, KEYS);
   int hash = map_of(BPF_MAP_TYPE_HASH, 4, 8, 8192), ph = map_of(BPF_MAP_TYPE_PERCPU_HASH, 4, 8, 8192), lru = map_of(BPF_MAP_TYPE_LRU_HASH, 4, 8, 8192);
   if (argc == 3 && !strcmp(argv[1], "threads")) {
     int n = atoi(argv[2]);
+    if (n < 1 || n > THREADS) die("threads");
     int ring = map_of(BPF_MAP_TYPE_RINGBUF, 0, 0, RING);
     threads("array_lookup", program(LOOKUP, array), n), threads("percpu_array_lookup", program(LOOKUP, pa), n);
     threads("hash_lookup", program(LOOKUP, hash), n);
     threads("hash_update", program(UPDATE, hash), n), threads("percpu_hash_update", program(UPDATE, ph), n);
+    threads_apart("hash_update_own_keys", UPDATE, map_of(BPF_MAP_TYPE_HASH, 4, 8, 8192), n), threads_apart("hash_delete_insert_own_keys", DELETE_INSERT, map_of(BPF_MAP_TYPE_HASH, 4, 8, 16384), n);
     ring_of(ring, &ring_consumer, &ring_producer);
     threads("ringbuf_reserve_submit_64B", program(RESERVE_SUBMIT, ring), n);
     return 0;

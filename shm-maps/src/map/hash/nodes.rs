@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! [header page: cursors of up to CURSORS CPUs in the kind area; LRU: hand and full, a cache line each]
-//! [stash: extra u32]                     node indices that probably are in the extra pool
+//! [stash: extra x (u32, padding)]        node indices that probably are in the extra pool, a cache line each
 //! [used: one byte per node]              1 = do not bother to try this node
 //! [touched: bitmap, LRU only]            1 = looked up since the hand passed
 //! [heads: buckets u64]
@@ -25,6 +25,8 @@ use core::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64};
 use std::collections::BTreeSet;
 
 const CURSORS: usize = 256;
+/// CPUs write entries of their own at each update.
+const STASH_STRIDE: usize = 64;
 pub const NODE_HEADER: usize = 16;
 const HAND_AT: usize = KIND_AREA + CURSORS * 4;
 const FULL_AT: usize = HAND_AT + 64;
@@ -73,7 +75,7 @@ impl Layout {
             (NODE_HEADER + round8(def.key_size as usize), round8(def.value_size as usize));
         let node_stride = if is_percpu(def) { value_at } else { value_at.checked_add(value_len)? };
         let stash_at = PAGE;
-        let used_at = stash_at + round8(extra as usize * 4);
+        let used_at = stash_at + extra as usize * STASH_STRIDE;
         let touched_at = used_at + capacity.next_multiple_of(GROUP);
         let heads_at = touched_at + if is_lru(def) { capacity.div_ceil(64) * 8 } else { 0 };
         // Nodes begin on a cache line.
@@ -307,7 +309,7 @@ impl Nodes {
     fn stash(&self, entry: u32) -> &AtomicU32 {
         debug_assert!(entry < self.layout.extra);
         // SAFETY: callers stay below the number of entries; atomic.
-        unsafe { &*self.base.add(self.layout.stash_at).cast::<AtomicU32>().add(entry as usize) }
+        unsafe { &*self.base.add(self.layout.stash_at + entry as usize * STASH_STRIDE).cast() }
     }
 
     /// Claims a node for a new element. `None` means that max_entries elements exist (or are being made).
