@@ -5,14 +5,15 @@
 
 mod aot;
 mod doctor;
+mod failure;
+mod load;
 mod object;
 mod ps;
 mod run;
 mod trace_pipe;
 mod verify;
 
-use std::fmt;
-use std::io::Write;
+use failure::{Failure, say};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -36,26 +37,11 @@ enum Command {
     /// Verify and compile the programs of an object file, for machines without a compiler.
     Compile(aot::compile::Args),
     /// Run programs that were compiled before, and print their maps at the end.
-    Load(aot::load::Args),
+    Load(load::Args),
     /// Say what works on this machine, or why a process or program cannot be traced.
     Doctor(doctor::Args),
     /// Print what programs print with bpf_trace_printk, of all sessions of this user, like the kernel's trace_pipe.
     TracePipe(trace_pipe::Args),
-}
-
-/// The end of a command that did not do what was asked.
-#[derive(Debug)]
-struct Failure {
-    /// Exit code; 1 unless a subcommand documents another.
-    code: u8,
-    /// "cause; next step", without a line end.
-    message: String,
-}
-
-impl Failure {
-    fn new(code: u8, message: impl fmt::Display) -> Self {
-        Self { code, message: message.to_string() }
-    }
 }
 
 fn main() -> ExitCode {
@@ -64,17 +50,9 @@ fn main() -> ExitCode {
         Command::Ps(args) => ps::run(&args),
         Command::Verify(args) => verify::run(&args),
         Command::Compile(args) => aot::compile::run(&args),
-        Command::Load(args) => aot::load::run(&args),
+        Command::Load(args) => load::run(&args),
         Command::Doctor(args) => doctor::run(&args),
         Command::TracePipe(args) => trace_pipe::run(&args),
     };
-    outcome.unwrap_or_else(|failure| {
-        let _ = writeln!(std::io::stderr(), "bpftime: {}", failure.message);
-        ExitCode::from(failure.code)
-    })
-}
-
-/// Prints a line; a reader that has gone (`bpftime doctor | head -1`) is no error.
-fn say(line: impl fmt::Display) {
-    let _ = writeln!(std::io::stdout(), "{line}");
+    failure::end("bpftime", outcome)
 }

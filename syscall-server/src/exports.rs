@@ -44,23 +44,6 @@ pub unsafe extern "C" fn syscall(
     }
 }
 
-/// Loads a program that was compiled ahead of time: what `bpftime load` calls. `attr` is that of BPF_PROG_LOAD, with all
-/// maps of the image in `fd_array`; `ctx_bytes` are the bytes of context that the program reads.
-///
-/// # Safety
-/// `attr` points to a whole attribute, `image` to `len` bytes, made by our compiler from the instructions in `attr`.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn bpftime_prog_load_image(
-    attr: *const bpftime_abi::attr::ProgLoad,
-    image: *const u8,
-    len: usize,
-    ctx_bytes: u32,
-) -> c_long {
-    // SAFETY: the caller's promise.
-    let (attr, image) = unsafe { (*attr, std::slice::from_raw_parts(image, len)) };
-    guard(|| to_c(cmd::prog::load_image(&attr, image, ctx_bytes)), || -1)
-}
-
 /// Keeps pinned objects until there are none: what `bpftime-agent hold` calls. `ready` is called once tools can ask; gives
 /// an errno, 0 at the regular end.
 #[unsafe(no_mangle)]

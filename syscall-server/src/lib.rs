@@ -1,4 +1,5 @@
-//! `libbpftime-syscall.so`: the kernel's bpf(2) and perf_event_open(2) for an unmodified tool that preloads it.
+//! The kernel's bpf(2) and perf_event_open(2) for an unmodified tool: what `libbpftime-syscall.so` (in `preload/`, a folder
+//! of its own because a Rust package makes one library) and `bpftime-load` are made of.
 //!
 //! Rules for a change here:
 //! * every BPF object is a real descriptor ([`object`]): a memfd, or one end of a socket pair where it must be waited
@@ -17,7 +18,7 @@ mod files;
 mod guard;
 mod holder;
 mod inject;
-mod memory;
+pub mod memory;
 mod object;
 mod perf;
 mod real;
@@ -26,15 +27,60 @@ mod tool;
 mod user;
 mod wait;
 
-#[global_allocator]
-static MEMORY: memory::Wiped = memory::Wiped;
+use bpftime_abi::attr::ProgLoad;
+use bpftime_vm::verify::Verified;
+use bpftime_vm::{CompileError, Image, Options};
+use std::io;
+use std::os::fd::{FromRawFd, OwnedFd};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-/// Runs when the library is loaded.
-#[used]
-#[unsafe(link_section = ".init_array")]
-static INIT: extern "C" fn() = init;
+/// [`bpftime_vm::compile`].
+pub type Compile = fn(&Verified, &Options<'_>) -> Result<Image, CompileError>;
 
-extern "C" fn init() {
+/// Whose process this is.
+pub enum Host {
+    /// A tool's, or that of a program which starts tools: the library is preloaded.
+    Anybody(Compile),
+    /// A program of ours that loads what was compiled ahead of time and does nothing else. It has no compiler, and is no
+    /// target of its own programs: what an agent of its own takes to start is most of the time to the first hit.
+    Loader,
+}
+
+/// Behind a pointer, so that a program which never sets it links no compiler.
+static COMPILER: OnceLock<Compile> = OnceLock::new();
+static IS_LOADER: AtomicBool = AtomicBool::new(false);
+
+/// Begins to answer in this process: called once, before main.
+pub fn start(host: Host) {
     real::init();
-    guard::guard(tool::init, || ());
+    match host {
+        Host::Anybody(compiler) => {
+            guard::guard(tool::init, || ());
+            _ = COMPILER.set(compiler);
+        }
+        Host::Loader => {
+            IS_LOADER.store(true, Ordering::Relaxed);
+            guard::guard(tool::init_loader, || ());
+        }
+    }
+}
+
+/// Whether this process is traced like any other.
+fn traces_itself() -> bool {
+    !IS_LOADER.load(Ordering::Relaxed)
+}
+
+/// The compiler, if this process has one.
+fn compiler() -> Option<Compile> {
+    COMPILER.get().copied()
+}
+
+/// Loads a program that was compiled ahead of time. `attr` is that of BPF_PROG_LOAD, with all maps of the image in
+/// `fd_array`; `ctx_bytes` are the bytes of context that the program reads. The image must be one that our compiler made
+/// from the instructions in `attr`.
+pub fn load_image(attr: &ProgLoad, image: &[u8], ctx_bytes: u32) -> io::Result<OwnedFd> {
+    let fd = cmd::prog::load_image(attr, image, ctx_bytes)?;
+    // SAFETY: a descriptor that was just made for the caller.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
 }

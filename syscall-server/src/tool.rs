@@ -2,7 +2,7 @@
 //! starts; only the tool itself may be told that it is root, and its children get the agent instead of this library.
 
 use bpftime_abi::config;
-use std::ffi::{CString, OsStr, OsString};
+use std::ffi::{CStr, CString, OsStr, OsString, c_int, c_void};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Once;
@@ -17,17 +17,13 @@ static FAKE_ROOT: AtomicBool = AtomicBool::new(false);
 static FAKE_ROOT_FOR_BCC: AtomicBool = AtomicBool::new(false);
 static SECURE: AtomicBool = AtomicBool::new(false);
 
-/// Runs at load.
+/// Runs at load, in any process.
 pub fn init() {
     if bpftime_agent::lifecycle::secure_execution() {
         SECURE.store(true, Ordering::Relaxed);
         return;
     }
     std::panic::set_hook(Box::new(|info| tracing::error!(%info, "internal error")));
-    if is_loader() {
-        // Known without asking: looking for what makes a process a tool opens a dozen files.
-        become_tool();
-    }
     let known = names().any(|n| DEMAND_ROOT.iter().any(|d| n == OsStr::new(d)));
     let wish = std::env::var_os(config::FAKE_ROOT).map(|v| v == "1");
     FAKE_ROOT.store(wish.unwrap_or(known), Ordering::Relaxed);
@@ -35,12 +31,6 @@ pub fn init() {
     if known {
         become_tool();
     }
-}
-
-/// Whether this process is `bpftime load`, which is no target of its own programs: what an agent of its own takes to
-/// start is most of the time to the first hit. The variable is the one of cli/src/aot/load.rs.
-pub fn is_loader() -> bool {
-    std::env::var_os("BPFTIME_LOAD_PRELOADED").is_some()
 }
 
 /// Set-user-id programs: everything passes through.
@@ -54,12 +44,22 @@ pub fn is_tool() -> bool {
     BECAME.is_completed() || has_bcc()
 }
 
+/// By name, without the dynamic linker: dlopen searches every directory for a library that is not there.
 fn has_bcc() -> bool {
-    const LIBRARIES: [&std::ffi::CStr; 2] = [c"libbcc.so.0", c"libbcc.so"];
-    LIBRARIES.into_iter().any(|name| {
-        // SAFETY: a terminated constant; RTLD_NOLOAD loads nothing, and the reference it takes keeps what is there.
-        unsafe { !libc::dlopen(name.as_ptr(), libc::RTLD_NOLOAD | libc::RTLD_LAZY).is_null() }
-    })
+    unsafe extern "C" fn is_it(info: *mut libc::dl_phdr_info, _: usize, _: *mut c_void) -> c_int {
+        // SAFETY: the C library passes a valid structure.
+        let name = unsafe { (*info).dlpi_name };
+        if name.is_null() {
+            return 0;
+        }
+        // SAFETY: a terminated string.
+        let path = unsafe { CStr::from_ptr(name) }.to_bytes();
+        let file = path.rsplit(|b| *b == b'/').next().unwrap_or(path);
+        let rest = file.strip_prefix(b"libbcc.so");
+        c_int::from(rest.is_some_and(|rest| rest.is_empty() || rest[0] == b'.'))
+    }
+    // SAFETY: the function takes no data.
+    unsafe { libc::dl_iterate_phdr(Some(is_it), std::ptr::null_mut()) != 0 }
 }
 
 /// Whether geteuid() answers 0. libbcc looks for the kernel's symbols, and so for the names of functions that tools put
@@ -74,6 +74,13 @@ fn names() -> impl Iterator<Item = OsString> {
     let script = command.split(|b| *b == 0).nth(1).map(|p| PathBuf::from(OsStr::from_bytes(p)));
     let files = [std::fs::read_link("/proc/self/exe").ok(), script];
     files.into_iter().flatten().filter_map(|p| Some(p.file_name()?.to_os_string()))
+}
+
+/// Runs at the start of a program of ours, instead: what makes a process a tool need not be looked for, and what it starts
+/// is no target.
+pub fn init_loader() {
+    std::panic::set_hook(Box::new(|info| tracing::error!(%info, "internal error")));
+    BECAME.call_once(start_log);
 }
 
 /// From the first BPF call on this process is a tool: programs it starts are targets, so they get the agent.
@@ -118,14 +125,18 @@ pub fn own_path() -> Option<PathBuf> {
         (libc::dladdr(own_path as *const _, &mut info) != 0).then_some(info)?
     };
     // SAFETY: dladdr returns a terminated string that lives as long as the library.
-    let name = unsafe { std::ffi::CStr::from_ptr(info.dli_fname) };
+    let name = unsafe { CStr::from_ptr(info.dli_fname) };
     std::fs::canonicalize(OsStr::from_bytes(name.to_bytes())).ok()
 }
 
 fn agent_path(me: &Path) -> Option<PathBuf> {
-    let dir =
-        std::env::var_os(config::LIB_DIR).map(PathBuf::from).or_else(|| Some(me.parent()?.to_path_buf()))?;
-    Some(dir.join("libbpftime-agent.so")).filter(|p| p.exists())
+    let beside = me.parent()?;
+    let dirs = match std::env::var_os(config::LIB_DIR) {
+        Some(dir) => vec![PathBuf::from(dir)],
+        // Of a library, and of a program that has the server in it.
+        None => vec![beside.to_path_buf(), beside.join("../lib")],
+    };
+    dirs.into_iter().map(|dir| dir.join("libbpftime-agent.so")).find(|p| p.exists())
 }
 
 /// The agent library that belongs to this one.

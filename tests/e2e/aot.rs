@@ -113,6 +113,40 @@ fn a_compiled_file_counts_exactly_and_prints_its_maps() {
     assert!(done.status.success());
 }
 
+/// Where there is nothing but the loader and the agent: no compiler, no library to preload.
+#[test]
+fn the_loader_needs_only_the_agent_and_has_no_compiler() {
+    let s = Scratch::new();
+    let has = |file: &Path, what: &[u8]| {
+        let bytes = std::fs::read(file).expect("a file of ours");
+        bytes.windows(what.len()).any(|w| w == what)
+    };
+    let (loader, agent) = (dist("bin/bpftime-load"), dist("lib/libbpftime-agent.so"));
+    assert!(has(&dist("bin/bpftime"), b"cranelift") && !has(&loader, b"cranelift"));
+    let (bin, lib) = (s.path("bin"), s.path("lib"));
+    for (file, dir) in [(&loader, &bin), (&agent, &lib)] {
+        std::fs::create_dir(dir).expect("scratch directory");
+        std::fs::copy(file, dir.join(file.file_name().expect("a name"))).expect("copy");
+    }
+    let image = s.path("tracepoint.img");
+    let mut compile = bpftime(&s, &["compile"]);
+    compile.arg(s.compile_bpf("targets/tracepoint.bpf.c")).arg("-o").arg(&image);
+    let done = end(compile);
+    assert!(done.status.success(), "{}", done.stderr);
+    // The section says where.
+    let mut load = s.command(bin.join("bpftime-load"));
+    load.arg(image);
+    let mut load = Running::start(load);
+    load.wait_for("attached 1 probes");
+    let mut target = s.target("/usr/bin/python3");
+    target.args(["-c", "import os\nfor _ in range(1234): os.getppid()"]);
+    assert!(end(target).status.success());
+    load.signal(libc::SIGINT);
+    let done = load.finish(LIMIT);
+    assert_eq!(done.stdout.trim(), "calls[7] 1234", "{}", done.stderr);
+    assert!(done.status.success());
+}
+
 #[test]
 fn files_that_do_not_fit_are_refused_in_words() {
     let s = Scratch::new();

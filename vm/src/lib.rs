@@ -19,6 +19,7 @@
 //! * Messages of [`LoadError`] are read by tools (bpftrace, libbpf); keep the kernel's wording.
 
 pub mod alu;
+pub mod aot;
 pub mod asm;
 pub mod contract;
 pub mod decode;

@@ -84,6 +84,7 @@ impl Program {
     /// Links the image in `bytes` with `maps` (in the order of the image's map indices).
     pub fn link(bytes: &[u8], maps: Vec<Arc<MapHandle>>) -> Result<Self, LinkFailure> {
         let image = ImageRef::parse(bytes)?;
+        maps.iter().for_each(|map| map.ready());
         let len = image.code_len().max(1).next_multiple_of(4096);
         let memory = |errno| LinkFailure::Memory { bytes: len, errno };
         // SAFETY: fresh anonymous memory.

@@ -23,9 +23,9 @@ use bpftime_shm::session::page::{OwnerWord, Page};
 use bpftime_shm::{Map, RingBuf};
 use bpftime_vm::RunHeader;
 use bpftime_vm::contract::{HashTable, MAX_TAIL_CALLS};
-use std::cell::Cell;
+use std::cell::{Cell, UnsafeCell};
 use std::mem::MaybeUninit;
-use std::sync::atomic::AtomicU32;
+use std::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
 
 /// Back-edges and calls a run may take before it is ended: some milliseconds, far above what the kernel's verifier
 /// lets a tracing program do, and far below what a user would call a hang.
@@ -224,7 +224,7 @@ pub enum Reads {
 #[repr(C)]
 pub struct MapHandle {
     /// For generated code, if it is a hash map. It points into the map, which is not moved: what is behind it lies elsewhere.
-    table: HashTable,
+    table: UnsafeCell<HashTable>,
     /// The map.
     pub map: Map,
 }
@@ -235,10 +235,29 @@ const _: () = {
     assert!(HashTable::KEY_AT as usize == HashParts::KEY_AT);
 };
 
+// SAFETY: of the table only the functions ever change, by `ready`, each in one store and to another that is as right.
+unsafe impl Sync for MapHandle {}
+
 impl MapHandle {
     /// A handle for `map`.
     pub fn new(map: Map) -> Self {
-        Self { table: helpers::hash::table(&map), map }
+        Self { table: UnsafeCell::new(helpers::hash::table(&map)), map }
+    }
+
+    /// Before code that names the map is linked: such code calls the fastest functions that there are.
+    pub fn ready(&self) {
+        if self.map.hash_table().is_none() {
+            return;
+        }
+        let table = self.table.get();
+        // SAFETY: places of the table, which other threads only read; a function is a pointer.
+        let places =
+            unsafe { [&raw mut (*table).lookup, &raw mut (*table).update, &raw mut (*table).delete] };
+        for (place, function) in places.into_iter().zip(helpers::hash::functions(&self.map)) {
+            // SAFETY: as above.
+            unsafe { AtomicPtr::from_ptr(place.cast::<*mut ()>()) }
+                .store(function as *mut (), Ordering::Relaxed);
+        }
     }
 
     /// The ring buffer, this one or one inside of this map-in-map, that holds a record.

@@ -2,13 +2,13 @@
 //! (`--emit obj`) for the linker.
 
 use super::emit::{self, Part};
-use super::{Compiled, Container};
-use crate::object::{MapDef, Object, ObjectEnv, Prog};
+use crate::object::{Object, ObjectEnv, Prog};
 use crate::{Failure, say};
 use bpftime_abi::map_type::{
     BPF_MAP_TYPE_ARRAY, BPF_MAP_TYPE_HASH, BPF_MAP_TYPE_PERCPU_ARRAY, BPF_MAP_TYPE_PERCPU_HASH,
 };
 use bpftime_shm::map::percpu_array_stride;
+use bpftime_vm::aot::{Compiled, Container, MapDef};
 use bpftime_vm::verify::{Log, Verified, verify};
 use bpftime_vm::{
     ArrayLayout, CpuFeatures, DecodeOptions, HashLayout, MapLayout, Options, compile, compile_object,

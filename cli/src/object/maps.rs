@@ -6,20 +6,8 @@ use super::btf::{Btf, Kind, Member};
 use super::elf::File;
 use bpftime_abi::field::{Fields, find};
 use bpftime_abi::map_type::*;
+use bpftime_vm::aot::MapDef;
 use bpftime_vm::verify::MapFacts;
-
-/// A map as the object defines it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct MapDef {
-    /// Name of the variable or section.
-    pub name: String,
-    /// Type, sizes and flags.
-    pub facts: MapFacts,
-    /// Bytes of the one value of global data; empty for other maps.
-    pub contents: Vec<u8>,
-    /// What of a value is no data.
-    pub fields: Fields,
-}
 
 /// Section of values that libbpf fills in.
 const KCONFIG: &str = ".kconfig";

@@ -16,9 +16,9 @@ mod maps;
 mod section;
 
 pub use env::ObjectEnv;
-pub use maps::MapDef;
 
 use bpftime_vm::Insn;
+use bpftime_vm::aot::MapDef;
 use std::path::{Path, PathBuf};
 use thiserror::Error;
 

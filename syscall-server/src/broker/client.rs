@@ -253,7 +253,7 @@ fn start_own_agent() -> Result<(), Errno> {
     static STARTED: AtomicU32 = AtomicU32::new(0);
     drop(client()?);
     if STARTED.swap(std::process::id(), Ordering::Relaxed) != std::process::id()
-        && !crate::tool::is_loader()
+        && crate::traces_itself()
         && !crate::tool::agent_is_loaded()
     {
         bpftime_agent::lifecycle::start(None);

@@ -96,7 +96,11 @@ fn read_insns(a: &ProgLoad) -> Result<Vec<Insn>, Errno> {
 fn compile(program: &Verified, maps: &[Option<MapLayout>], log: &mut verify::Log) -> Result<Vec<u8>, Errno> {
     // The image is for this machine. No AVX: a thunk would have to save more for it than it gains.
     let options = Options { cpu: CpuFeatures::detect().without_avx(), kernel_helpers: true, maps };
-    match bpftime_vm::jit::compile(program, &options) {
+    let Some(compile) = crate::compiler() else {
+        log.reason("compiler: none in this program; `bpftime compile` makes what it can load");
+        return Err(ENOTSUPP);
+    };
+    match compile(program, &options) {
         Ok(image) => Ok(image.to_bytes()),
         Err(e) => {
             tracing::error!(reason = %e, "program does not compile");

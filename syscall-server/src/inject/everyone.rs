@@ -73,7 +73,8 @@ fn consider(pid: i32, files: &[(u64, u64)]) {
     }
     let Ok(maps) = resolve::mappings_of(pid) else { return };
     let probed = |m: &Mapping| m.exec && files.iter().any(|(dev, ino)| resolve::is_file(m, *dev, *ino));
-    let traced = |m: &Mapping| m.path.contains("libbpftime-agent") || m.path.contains("libbpftime-syscall");
+    const OURS: [&str; 3] = ["libbpftime-agent", "libbpftime-syscall", "bpftime-load"];
+    let traced = |m: &Mapping| OURS.iter().any(|name| m.path.contains(name));
     if maps.iter().any(probed) && !maps.iter().any(traced) {
         // Why not, if not, is in the log; the attachment holds for the others all the same.
         let _ = ensure(pid);

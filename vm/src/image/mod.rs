@@ -218,7 +218,7 @@ impl<'a> ImageRef<'a> {
         self.header.hash.get()
     }
 
-    /// [`MapLayout::digest`](crate::MapLayout::digest) of the maps that the code was made for: it reads and writes where their
+    /// `MapLayout::digest` of the maps that the code was made for: it reads and writes where their
     /// elements were said to be.
     pub fn layouts(&self) -> u32 {
         self.header.layouts.get()

@@ -74,8 +74,9 @@ fn as_called(helper: Func) -> BpfFn {
     unsafe { std::mem::transmute::<Func, BpfFn>(helper) }
 }
 
-/// What generated code may know of `map`.
-pub fn table(map: &Map) -> HashTable {
+/// What lookup, update and delete are to be for `map`: finding out which functions are lean takes a millisecond when none was
+/// looked at yet.
+pub fn functions(map: &Map) -> [BpfFn; 3] {
     // Updates of values that are not only data are the map's own business.
     let plain = map.hash_table().filter(|_| map.def().fields.is_empty());
     let (lookup, update, delete) = match (plain, map.def().key_size) {
@@ -84,9 +85,13 @@ pub fn table(map: &Map) -> HashTable {
         (Some(_), _) => (&any::LOOKUP, &any::UPDATE, &any::DELETE),
         (None, _) => (&map_lookup_elem::CHOICE, &map_update_elem::CHOICE, &map_delete_elem::CHOICE),
     };
-    let lookup = as_called(lookup.of(map_lookup_elem));
-    let update = as_called(update.of(map_update_elem));
-    let delete = as_called(delete.of(map_delete_elem));
+    let chosen = [lookup.of(map_lookup_elem), update.of(map_update_elem), delete.of(map_delete_elem)];
+    chosen.map(as_called)
+}
+
+/// What generated code may know of `map`, with the functions that are right for all.
+pub fn table(map: &Map) -> HashTable {
+    let [lookup, update, delete] = [map_lookup_elem, map_update_elem, map_delete_elem].map(as_called);
     let nowhere = HashTable {
         heads: 0,
         mask: 0,

@@ -2,8 +2,9 @@
 //!
 //! What the two promise, and what whoever links them has to bring along, is in the header's own words ([`CONTRACT`]).
 
-use crate::object::{MapDef, Object, Prog};
+use crate::object::{Object, Prog};
 use bpftime_abi::helper;
+use bpftime_vm::aot::MapDef;
 use bpftime_vm::image::{self, Symbol};
 use bpftime_vm::{CpuFeatures, MapIdx, ObjectCode};
 use object::write::{self, Relocation, SectionId, StandardSection, SymbolId, SymbolSection};

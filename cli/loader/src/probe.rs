@@ -1,6 +1,7 @@
-//! Places that a program can be attached to: `uprobe:PATH:SYMBOL[+OFFSET]` and `uretprobe:PATH:SYMBOL`.
+//! Places that a program can be attached to: `uprobe:PATH:SYMBOL[+OFFSET]`, `uretprobe:PATH:SYMBOL` and
+//! `tracepoint:CATEGORY:NAME`.
 
-use crate::Failure;
+use crate::failure::Failure;
 use object::{Object, ObjectSegment, ObjectSymbol};
 use std::ffi::CString;
 use std::io;
@@ -13,10 +14,20 @@ const CLOEXEC: usize = 8;
 /// `perf_event_attr` up to config2 (PERF_ATTR_SIZE_VER1 and more): what the kernel of uprobes wants.
 const ATTR_LEN: usize = 112;
 
+/// `PERF_TYPE_TRACEPOINT`.
+const TRACEPOINT: u32 = 2;
+
 /// A place.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct Probe {
-    pub is_return: bool,
+pub(crate) enum Probe {
+    Function(Function),
+    Tracepoint { category: String, name: String },
+}
+
+/// In a file.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Function {
+    is_return: bool,
     path: String,
     symbol: String,
     offset: u64,
@@ -26,22 +37,70 @@ impl Probe {
     /// `None` when the text is none.
     pub fn parse(text: &str) -> Option<Probe> {
         let (kind, place) = text.split_once([':', '/'])?;
-        let is_return = match kind {
-            "uprobe" => false,
-            "uretprobe" => true,
-            _ => return None,
-        };
+        match kind {
+            "uprobe" => Function::parse(false, place).map(Probe::Function),
+            "uretprobe" => Function::parse(true, place).map(Probe::Function),
+            "tracepoint" | "tp" => {
+                let (category, name) = place.split_once([':', '/'])?;
+                let plain = |part: &str| !part.is_empty() && !part.contains([':', '/']);
+                let (whole, category, name) = (plain(category) && plain(name), category.into(), name.into());
+                whole.then_some(Probe::Tracepoint { category, name })
+            }
+            _ => None,
+        }
+    }
+
+    /// Whether programs of this section are for places of this kind.
+    pub fn is_for(&self, section: &str) -> bool {
+        let kind = section.trim_start_matches('?').split(['/', '.', '+']).next().unwrap_or_default();
+        match self {
+            Probe::Function(function) if function.is_return => kind.contains("ret"),
+            Probe::Function(_) => !kind.contains("ret") && !matches!(kind, "tracepoint" | "tp"),
+            Probe::Tracepoint { .. } => matches!(kind, "tracepoint" | "tp"),
+        }
+    }
+
+    /// Attaches a loaded program for as long as the result lives: to one process, or to all.
+    pub fn attach(&self, prog: &OwnedFd, pid: Option<i32>) -> Result<OwnedFd, Failure> {
+        match self {
+            Probe::Function(function) => function.attach(prog, pid),
+            Probe::Tracepoint { category, name } => tracepoint(category, name)
+                .and_then(|id| {
+                    let mut attr = attribute(TRACEPOINT);
+                    attr[8..16].copy_from_slice(&id.to_le_bytes());
+                    Event::attached(&attr, prog, pid)
+                })
+                .map_err(|e| Failure::new(1, format_args!("{category}:{name}: {e}; see `bpftime doctor`"))),
+        }
+    }
+}
+
+/// The number of a tracepoint.
+fn tracepoint(category: &str, name: &str) -> io::Result<u64> {
+    let read = |root: &str| std::fs::read_to_string(format!("{root}/events/{category}/{name}/id"));
+    let text = read("/sys/kernel/tracing").or_else(|_| read("/sys/kernel/debug/tracing"))?;
+    text.trim().parse().map_err(io::Error::other)
+}
+
+fn attribute(kind: u32) -> [u8; ATTR_LEN] {
+    let mut attr = [0u8; ATTR_LEN];
+    attr[0..4].copy_from_slice(&kind.to_le_bytes());
+    attr[4..8].copy_from_slice(&(ATTR_LEN as u32).to_le_bytes());
+    attr
+}
+
+impl Function {
+    fn parse(is_return: bool, place: &str) -> Option<Function> {
         let (path, symbol) = place.rsplit_once(':')?;
         let (symbol, offset) = match symbol.split_once('+') {
             Some((symbol, offset)) => (symbol, parse_number(offset)?),
             None => (symbol, 0),
         };
         let whole = !path.is_empty() && !symbol.is_empty();
-        whole.then(|| Probe { is_return, path: path.into(), symbol: symbol.into(), offset })
+        whole.then(|| Function { is_return, path: path.into(), symbol: symbol.into(), offset })
     }
 
-    /// Attaches a loaded program for as long as the result lives: to one process, or to all.
-    pub fn attach(&self, prog: &OwnedFd, pid: Option<i32>) -> Result<OwnedFd, Failure> {
+    fn attach(&self, prog: &OwnedFd, pid: Option<i32>) -> Result<OwnedFd, Failure> {
         let name = format!("{}:{}", self.path, self.symbol);
         let offset = self.file_offset().map_err(|why| Failure::new(1, format_args!("{name}: {why}")))?;
         self.open(offset, prog, pid)
@@ -65,24 +124,27 @@ impl Probe {
         let kind = std::fs::read_to_string("/sys/bus/event_source/devices/uprobe/type")?;
         let kind: u32 = kind.trim().parse().map_err(io::Error::other)?;
         let path = CString::new(self.path.as_str())?;
-        let mut attr = [0u8; ATTR_LEN];
-        attr[0..4].copy_from_slice(&kind.to_le_bytes());
-        attr[4..8].copy_from_slice(&(ATTR_LEN as u32).to_le_bytes());
+        let mut attr = attribute(kind);
         // config: bit 0 is "retprobe"; config1 and config2 at 56 and 64: path and offset.
         attr[8] = self.is_return.into();
         attr[56..64].copy_from_slice(&(path.as_ptr() as u64).to_le_bytes());
         attr[64..72].copy_from_slice(&offset.to_le_bytes());
-        let (pid, cpu) = pid.map_or((-1, 0), |pid| (pid as isize, -1));
-        let event = Event::open(&attr, pid, cpu)?;
-        event.ioctl(IOC_SET_BPF, prog.as_raw_fd())?;
-        event.ioctl(IOC_ENABLE, 0)?;
-        Ok(event.0)
+        Event::attached(&attr, prog, pid)
     }
 }
 
 struct Event(OwnedFd);
 
 impl Event {
+    /// An event with a program on it, in one process or in all.
+    fn attached(attr: &[u8; ATTR_LEN], prog: &OwnedFd, pid: Option<i32>) -> io::Result<OwnedFd> {
+        let (pid, cpu) = pid.map_or((-1, 0), |pid| (pid as isize, -1));
+        let event = Event::open(attr, pid, cpu)?;
+        event.ioctl(IOC_SET_BPF, prog.as_raw_fd())?;
+        event.ioctl(IOC_ENABLE, 0)?;
+        Ok(event.0)
+    }
+
     fn open(attr: &[u8; ATTR_LEN], pid: isize, cpu: isize) -> io::Result<Event> {
         let group: isize = -1;
         // SAFETY: the attribute and the path it points to live in the caller's frame.
@@ -115,7 +177,7 @@ mod tests {
     #[test]
     fn places_have_a_kind_a_path_and_a_symbol() {
         let probe = |is_return, path: &str, symbol: &str, offset| {
-            Some(Probe { is_return, path: path.into(), symbol: symbol.into(), offset })
+            Some(Probe::Function(Function { is_return, path: path.into(), symbol: symbol.into(), offset }))
         };
         assert_eq!(Probe::parse("uprobe:/bin/a:main"), probe(false, "/bin/a", "main", 0));
         assert_eq!(Probe::parse("uretprobe:./a:f"), probe(true, "./a", "f", 0));
@@ -123,6 +185,15 @@ mod tests {
         for text in
             ["kprobe:/bin/a:f", "uprobe:/bin/a", "uprobe", "uprobe:/bin/a:", "uprobe::f", "uprobe:a:f+x"]
         {
+            assert_eq!(Probe::parse(text), None, "{text}");
+        }
+        let tracepoint = |category: &str, name: &str| {
+            Some(Probe::Tracepoint { category: category.into(), name: name.into() })
+        };
+        let open = tracepoint("syscalls", "sys_enter_openat");
+        assert_eq!(Probe::parse("tracepoint:syscalls:sys_enter_openat"), open);
+        assert_eq!(Probe::parse("tp/syscalls/sys_enter_openat"), open);
+        for text in ["tracepoint:syscalls", "tracepoint::x", "tracepoint:a:", "tracepoint:a:b:c"] {
             assert_eq!(Probe::parse(text), None, "{text}");
         }
     }

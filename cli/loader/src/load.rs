@@ -1,38 +1,30 @@
-//! `bpftime load prog.img --attach uprobe:PATH:SYM`: runs compiled programs until it is interrupted, then prints what is
-//! in their maps. Nothing is verified or compiled here; the server library that it preloads into itself carries a
-//! compiler, but never calls it.
+//! From the file to running programs, and to what their maps hold at the end.
 
-use super::probe::Probe;
-use super::{Compiled, Container, maps};
-use crate::run::preload_server;
-use crate::{Failure, say};
+use crate::failure::{Failure, say};
+use crate::maps;
+use crate::probe::Probe;
 use bpftime_abi::attr::ProgLoad;
 use bpftime_vm::CpuFeatures;
-use std::ffi::{CString, c_long};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
-use std::os::unix::process::CommandExt;
+use bpftime_vm::aot::{Compiled, Container};
+use std::ffi::CString;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::PathBuf;
-use std::process::{Command, ExitCode};
+use std::process::ExitCode;
 
-/// Arguments of `bpftime load`.
-#[derive(clap::Args)]
+/// Runs programs that `bpftime compile` compiled until it is interrupted, then prints what is in their maps.
+#[derive(clap::Parser)]
+#[command(name = "bpftime-load", version)]
 pub struct Args {
     /// File that `bpftime compile` wrote.
     image: PathBuf,
-    /// Where to attach: uprobe:PATH:SYMBOL or uretprobe:PATH:SYMBOL, with PROGRAM= in front if there are several
-    /// of that kind. Without any, where the sections of the programs say.
+    /// Where to attach: uprobe:PATH:SYMBOL, uretprobe:PATH:SYMBOL or tracepoint:CATEGORY:NAME, with PROGRAM= in front
+    /// if there are several of that kind. Without any, where the sections of the programs say.
     #[arg(short, long, value_name = "PLACE")]
     attach: Vec<String>,
     /// Only in this process.
     #[arg(short, long)]
     pid: Option<i32>,
 }
-
-/// Set for the process that has the library: the one that this one turns into.
-const LOADED: &str = "BPFTIME_LOAD_PRELOADED";
-
-/// The server's function: see syscall-server/src/exports.rs.
-type LoadImage = unsafe extern "C" fn(*const ProgLoad, *const u8, usize, u32) -> c_long;
 
 /// Runs until SIGINT or SIGTERM.
 pub fn run(args: &Args) -> Result<ExitCode, Failure> {
@@ -42,12 +34,11 @@ pub fn run(args: &Args) -> Result<ExitCode, Failure> {
     let container = Container::parse(&file, CpuFeatures::detect())
         .map_err(|e| Failure::new(1, format_args!("{name}: {e}")))?;
     let places = places(args, &container)?;
-    let Some(load_image) = load_image() else { return Err(again()) };
     let signals = block_signals();
     let fds = container.maps.iter().map(maps::create).collect::<Result<Vec<_>, _>>()?;
     let mut attached = vec![];
     for (program, places) in places {
-        let fd = load(&container, program, &fds, load_image)?;
+        let fd = load(&container, program, &fds)?;
         for place in places {
             attached.push(place.attach(&fd, args.pid)?);
         }
@@ -74,7 +65,9 @@ fn places<'c>(args: &Args, container: &'c Container) -> Result<Vec<(&'c Compiled
         let place = Probe::parse(place).ok_or_else(|| {
             Failure::new(
                 2,
-                format_args!("{text}: no place; give uprobe:PATH:SYMBOL or uretprobe:PATH:SYMBOL"),
+                format_args!(
+                    "{text}: no place; give uprobe:PATH:SYMBOL, uretprobe:... or tracepoint:CATEGORY:NAME"
+                ),
             )
         })?;
         let program = chosen(container, program, &place)
@@ -93,14 +86,10 @@ fn places<'c>(args: &Args, container: &'c Container) -> Result<Vec<(&'c Compiled
 
 /// The program with this name, or the only one, or the only one of this kind.
 fn chosen<'c>(container: &'c Container, name: Option<&str>, place: &Probe) -> Option<&'c Compiled> {
-    let kind = |program: &Compiled| {
-        let section = program.section.trim_start_matches('?');
-        (section.contains("ret")) == place.is_return
-    };
     let fits = |program: &&Compiled| name.is_none_or(|name| name == program.name);
     let mut fitting: Vec<&Compiled> = container.programs.iter().filter(fits).collect();
     if fitting.len() > 1 {
-        fitting.retain(|program| kind(program));
+        fitting.retain(|program| place.is_for(&program.section));
     }
     match fitting[..] {
         [program] => Some(program),
@@ -113,38 +102,7 @@ fn which(container: &Container) -> String {
     format!("not clear which program; put one of these and = in front: {}", names.join(" "))
 }
 
-/// The function, if the library is in this process.
-fn load_image() -> Option<LoadImage> {
-    // SAFETY: looks a name up in what is loaded.
-    let found = unsafe { libc::dlsym(libc::RTLD_DEFAULT, c"bpftime_prog_load_image".as_ptr()) };
-    // SAFETY: the only thing of this name is the server's function, of this signature.
-    (!found.is_null()).then(|| unsafe { std::mem::transmute::<*mut libc::c_void, LoadImage>(found) })
-}
-
-/// This command again, with the library. Returns if that does not work.
-fn again() -> Failure {
-    if std::env::var_os(LOADED).is_some() {
-        return Failure::new(125, "the library does not load into this program; see `bpftime doctor`");
-    }
-    let preload = match preload_server() {
-        Ok(preload) => preload,
-        Err(failure) => return failure,
-    };
-    let this = match std::env::current_exe() {
-        Ok(this) => this,
-        Err(e) => return Failure::new(125, format_args!("/proc/self/exe: {e}; mount /proc")),
-    };
-    let args = std::env::args_os().skip(1);
-    let error = Command::new(this).args(args).env("LD_PRELOAD", preload).env(LOADED, "1").exec();
-    Failure::new(125, format_args!("cannot start again: {error}; check the program's file"))
-}
-
-fn load(
-    container: &Container,
-    program: &Compiled,
-    maps: &[OwnedFd],
-    load_image: LoadImage,
-) -> Result<OwnedFd, Failure> {
+fn load(container: &Container, program: &Compiled, maps: &[OwnedFd]) -> Result<OwnedFd, Failure> {
     let fds: Vec<i32> = maps.iter().map(AsRawFd::as_raw_fd).collect();
     let license = CString::new(container.license.as_str()).unwrap_or_default();
     let mut attr = ProgLoad {
@@ -159,14 +117,8 @@ fn load(
     let name = program.name.bytes().take(15);
     attr.prog_name.iter_mut().zip(name).for_each(|(place, byte)| *place = byte);
     let image = program.image.as_bytes();
-    // SAFETY: the attribute, and all that it points to, live until the call returns.
-    let fd = unsafe { load_image(&raw const attr, image.as_ptr(), image.len(), program.ctx_bytes) };
-    if fd < 0 {
-        let error = std::io::Error::last_os_error();
-        return Err(Failure::new(1, format_args!("program {}: {error}; compile it again", program.name)));
-    }
-    // SAFETY: a descriptor that was just made, and nobody else's.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+    bpftime_server::load_image(&attr, image, program.ctx_bytes)
+        .map_err(|e| Failure::new(1, format_args!("program {}: {e}; compile it again", program.name)))
 }
 
 /// Blocks the signals that end the command, in all threads that come.

@@ -1,7 +1,7 @@
 use super::*;
-use bpftime_vm::asm::assemble;
-use bpftime_vm::verify::Verified;
-use bpftime_vm::{LoadEnv, Options, compile, decode};
+use crate::asm::assemble;
+use crate::verify::Verified;
+use crate::{LoadEnv, Options, compile, decode};
 
 struct Nothing;
 

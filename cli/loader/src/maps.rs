@@ -1,8 +1,8 @@
-//! Maps of a loaded file: made with bpf(), which the preloaded library answers, and printed at the end.
+//! Maps of a loaded file: made with bpf(), which the server in this process answers, and printed at the end.
 
-use crate::object::MapDef;
-use crate::{Failure, say};
+use crate::failure::{Failure, say};
 use bpftime_abi::attr::{MapCreate, MapElem};
+use bpftime_vm::aot::MapDef;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use zerocopy::IntoBytes;
@@ -25,7 +25,7 @@ fn elem(fd: &OwnedFd, key: &[u8], value: u64) -> MapElem {
 }
 
 /// Makes a map and gives it its contents.
-pub(super) fn create(map: &MapDef) -> Result<OwnedFd, Failure> {
+pub(crate) fn create(map: &MapDef) -> Result<OwnedFd, Failure> {
     let made = || -> io::Result<OwnedFd> {
         let f = map.facts;
         let mut attr = MapCreate {
@@ -68,7 +68,7 @@ fn per_cpu(map_type: u32) -> Option<bool> {
 
 /// One line for each element that is not all zeros: `name[key] value`. Numbers of up to eight bytes are decimal, all
 /// else is hexadecimal; of per-CPU numbers the sum.
-pub(super) fn print(map: &MapDef, fd: &OwnedFd) {
+pub(crate) fn print(map: &MapDef, fd: &OwnedFd) {
     let Some(per_cpu) = per_cpu(map.facts.map_type).filter(|_| map.contents.is_empty()) else { return };
     let (key_size, value_size) = (map.facts.key_size as usize, map.facts.value_size as usize);
     let stride = if per_cpu { value_size.next_multiple_of(8) } else { value_size };
