@@ -1,5 +1,5 @@
-//! Many iterations of a straight-line loop at once, on vector registers: sums and other reductions over arrays, copies,
-//! fills and element-wise maps. Does as many whole groups as leave at least one iteration, which the loop itself then
+//! Many iterations of a straight-line loop at once, on vector registers: sums and other reductions over arrays, sums of
+//! such sums (checksums), copies, fills and element-wise maps. Does as many whole groups as leave at least one iteration, which the loop itself then
 //! does with the rest.
 
 use super::translate::Translator;
@@ -39,11 +39,13 @@ pub(super) struct Kernel<'s> {
     pub(super) pointers: Vec<(Id, Variable)>,
     /// Partial results of each sum.
     partial: Vec<Vec<Variable>>,
+    /// Of each sum of sums, the sums of what those were before each group.
+    before: Vec<Vec<Variable>>,
 }
 
 impl Kernel<'_> {
     pub(super) fn new(summary: &Summary, vectors: u32) -> Kernel<'_> {
-        Kernel { summary, vectors, pointers: vec![], partial: vec![] }
+        Kernel { summary, vectors, pointers: vec![], partial: vec![], before: vec![] }
     }
 
     fn pointer(&self, addr: Id) -> Option<Variable> {
@@ -114,7 +116,7 @@ fn is_vectorisable(summary: &Summary) -> bool {
                     && fits(summary, *value, Size::Dw)
                     && starts_narrow(summary, *value)
         })
-        && summary.sums.len() + summary.stores.len() <= 4
+        && summary.sums.len() + summary.running.len() + summary.stores.len() <= 4
 }
 
 impl Translator<'_, '_> {
@@ -206,18 +208,13 @@ impl Translator<'_, '_> {
     /// The loop over groups.
     fn groups(&mut self, kernel: &mut Kernel<'_>, groups: Value) {
         for sum in &kernel.summary.sums {
-            let lane = lane_of(sum.width);
-            let parts = kernel.vectors * lane.bytes() / kernel.summary.size.bytes();
             let neutral = if sum.op == AluOp::And { 0xff } else { 0 };
-            let neutral = self.b.func.dfg.constants.insert(vec![neutral; VECTOR as usize].into());
-            let mut partial = vec![];
-            for _ in 0..parts {
-                let part = self.b.declare_var(lanes(lane));
-                let neutral = self.b.ins().vconst(lanes(lane), neutral);
-                self.b.def_var(part, neutral);
-                partial.push(part);
-            }
-            kernel.partial.push(partial);
+            let parts = self.parts(kernel, sum.width, neutral);
+            kernel.partial.push(parts);
+        }
+        for running in &kernel.summary.running {
+            let parts = self.parts(kernel, running.width, 0);
+            kernel.before.push(parts);
         }
         let (body, end) = (self.b.create_block(), self.b.create_block());
         let left = self.b.declare_var(I64);
@@ -239,14 +236,34 @@ impl Translator<'_, '_> {
         self.b.switch_to_block(end);
     }
 
+    /// Vectors that have a lane for each element of a group, all of whose bytes are `byte`.
+    fn parts(&mut self, kernel: &Kernel<'_>, width: Width, byte: u8) -> Vec<Variable> {
+        let lane = lane_of(width);
+        let count = kernel.vectors * lane.bytes() / kernel.summary.size.bytes();
+        let start = self.b.func.dfg.constants.insert(vec![byte; VECTOR as usize].into());
+        let mut part = || {
+            let part = self.b.declare_var(lanes(lane));
+            let start = self.b.ins().vconst(lanes(lane), start);
+            self.b.def_var(part, start);
+            part
+        };
+        (0..count).map(|_| part()).collect()
+    }
+
     /// One vector of each array.
     fn vector(&mut self, kernel: &Kernel<'_>, vector: i32) {
         let summary = kernel.summary;
-        for (sum, partial) in summary.sums.iter().zip(&kernel.partial) {
+        for (of, (sum, partial)) in summary.sums.iter().zip(&kernel.partial).enumerate() {
             let values = self.lanes(kernel, sum.value, lane_of(sum.width), vector);
             for (n, value) in values.iter().enumerate() {
-                let part = partial[vector as usize * values.len() + n];
+                let at = vector as usize * values.len() + n;
+                let part = partial[at];
                 let old = self.b.use_var(part);
+                for (_, before) in summary.running.iter().zip(&kernel.before).filter(|(r, _)| r.of == of) {
+                    let all = self.b.use_var(before[at]);
+                    let all = self.b.ins().iadd(all, old);
+                    self.b.def_var(before[at], all);
+                }
                 let new = self.combine(sum.op, old, *value);
                 self.b.def_var(part, new);
             }
@@ -315,8 +332,40 @@ impl Translator<'_, '_> {
         }
     }
 
+    /// Adds to a sum of sums what it gets from the groups, while the sum that it is of still is what it was before them.
+    ///
+    /// Of `n` iterations from `a` on, with the elements `x`, the sums that are added are `a + x0`, `a + x0 + x1`, ...: all
+    /// in all `n a + n x0 + (n - 1) x1 + ...`. So an element of a group counts once for itself and once for each that
+    /// comes behind it in the group, which is the same in each group, and as often as a group has elements for each group
+    /// behind. If the sum is added before the element is, each counts once less.
+    fn finish_running(&mut self, kernel: &Kernel<'_>, n: usize, groups: Value) {
+        let running = kernel.summary.running[n];
+        let group = 1i64 << kernel.shift();
+        let done = self.b.ins().imul_imm_s(groups, group);
+        let sum = self.operand(running.width, Operand::Reg(kernel.summary.sums[running.of].reg));
+        let done = if running.width == Width::W32 { self.b.ins().ireduce(I32, done) } else { done };
+        let mut value = self.operand(running.width, Operand::Reg(running.reg));
+        let start = self.b.ins().imul(sum, done);
+        value = self.b.ins().iadd(value, start);
+        let mut counts = group - i64::from(!running.updated);
+        for (part, before) in kernel.partial[running.of].iter().zip(&kernel.before[n]) {
+            let (part, before) = (self.b.use_var(*part), self.b.use_var(*before));
+            for lane in 0..(VECTOR / lane_of(running.width).bytes()) as u8 {
+                let own = self.b.ins().extractlane(part, lane);
+                let own = self.b.ins().imul_imm_s(own, counts);
+                let earlier = self.b.ins().extractlane(before, lane);
+                let earlier = self.b.ins().imul_imm_s(earlier, group);
+                let both = self.b.ins().iadd(own, earlier);
+                value = self.b.ins().iadd(value, both);
+                counts -= 1;
+            }
+        }
+        self.set_width(running.width, running.reg, value);
+    }
+
     /// Adds what the groups gave to the registers, and moves the counters.
     fn finish(&mut self, kernel: &Kernel<'_>, groups: Value) {
+        (0..kernel.summary.running.len()).for_each(|n| self.finish_running(kernel, n, groups));
         for (sum, partial) in kernel.summary.sums.iter().zip(&kernel.partial) {
             let mut parts: Vec<Value> = partial.iter().map(|part| self.b.use_var(*part)).collect();
             while let [a, b, ..] = parts[..] {

@@ -39,6 +39,18 @@ pub(crate) struct Sum {
     pub value: Id,
 }
 
+/// A register that collects what another sum is at each iteration, `reg = reg + sum`: the second half of a Fletcher checksum.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Running {
+    pub reg: Reg,
+    /// Of both.
+    pub width: Width,
+    /// Index of the sum.
+    pub of: usize,
+    /// Whether the sum has its value of this iteration already.
+    pub updated: bool,
+}
+
 /// A register that moves by a constant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Counter {
@@ -62,6 +74,8 @@ pub(super) enum Role {
 pub(crate) struct Summary {
     pub nodes: Vec<Node>,
     pub sums: Vec<Sum>,
+    /// Sums of those.
+    pub running: Vec<Running>,
     /// Address and value, in order.
     pub stores: Vec<(Id, Id)>,
     pub counters: Vec<Counter>,
@@ -156,10 +170,14 @@ impl Walk {
         self.add(Node::Bin { op: AluOp::Add, width: Width::W64, a: base, b: off })
     }
 
-    /// Whether the upper half of a register is clear because it was loaded so.
+    /// Whether the upper half of a register is clear because it was loaded or computed so.
     fn is_narrow(&self, src: Operand) -> bool {
         let Operand::Reg(reg) = src else { return false };
-        matches!(self.nodes[self.regs[reg.index()]], Node::Load { size, .. } if size != Size::Dw)
+        match self.nodes[self.regs[reg.index()]] {
+            Node::Load { size, .. } => size != Size::Dw,
+            Node::Bin { width, .. } => width == Width::W32,
+            Node::Init(_) | Node::Num(_) => false,
+        }
     }
 
     /// All accesses have one size.
@@ -231,7 +249,8 @@ impl Walk {
         }
         let fixed = roles.iter().zip(&regs).filter(|(role, _)| **role == Role::Fixed);
         let fixed = fixed.map(|(_, reg)| *reg).collect();
-        let summary = Summary { nodes: self.nodes, sums, stores: self.stores, counters, fixed, size };
+        let (nodes, stores, running) = (self.nodes, self.stores, vec![]);
+        let summary = Summary { nodes, sums, running, stores, counters, fixed, size };
         let is_known = |reg: &Reg| *reg == Reg::FP || roles.get(reg.index()) != Some(&Role::Temporary);
         // Temporaries are computed by the last iteration, from what the others leave.
         let known = regs.iter().all(|reg| summary.inits(self.regs[reg.index()]).iter().all(is_known));
@@ -239,7 +258,9 @@ impl Walk {
     }
 
     fn summary(self) -> Option<Summary> {
-        let summary = self.finish()?;
+        let after = self.regs;
+        let mut summary = self.finish()?;
+        summary.set_running_aside(after)?;
         let values =
             summary.sums.iter().map(|sum| sum.value).chain(summary.stores.iter().flat_map(|s| [s.0, s.1]));
         let pure = values.collect::<Vec<_>>().into_iter().all(|id| summary.is_pure(id));
@@ -249,6 +270,24 @@ impl Walk {
 }
 
 impl Summary {
+    /// Takes the sums of sums out of the sums; `None` when one depends on others in another way. `after` is what registers
+    /// are at the end of the iteration.
+    fn set_running_aside(&mut self, after: [Id; Reg::COUNT]) -> Option<()> {
+        let (pure, others): (Vec<Sum>, Vec<Sum>) =
+            self.sums.iter().copied().partition(|sum| self.is_pure(sum.value));
+        let running = |other: &Sum| {
+            let (of, updated) = pure.iter().enumerate().find_map(|(n, sum)| {
+                let updated = other.value == after[sum.reg.index()];
+                (updated || self.nodes[other.value] == Node::Init(sum.reg)).then_some((n, updated))
+            })?;
+            let adds = pure[of].op == AluOp::Add && other.op == AluOp::Add && pure[of].width == other.width;
+            adds.then_some(Running { reg: other.reg, width: other.width, of, updated })
+        };
+        self.running = others.iter().map(running).collect::<Option<_>>()?;
+        self.sums = pure;
+        Some(())
+    }
+
     /// Whether an expression depends on nothing but what is known before the loop begins, and memory.
     pub(super) fn is_pure(&self, id: Id) -> bool {
         let is_known = |reg: &Reg| {

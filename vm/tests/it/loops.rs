@@ -61,6 +61,44 @@ fn reductions_over_arrays_give_what_one_element_at_a_time_gives() {
 }
 
 #[test]
+fn sums_of_sums_give_what_one_element_at_a_time_gives() {
+    // Two sums of sums, one of each kind; the way of compilers that keep the new one in two registers; one of which the
+    // element is changed before; a sum of another sum's, which no vector does.
+    let kinds = [
+        (true, "ADD r3, r4; ADD r6, r3"),
+        (true, "ADD r6, r3; ADD r3, r4"),
+        (true, "ADD r7, r3; ADD r3, r4; ADD r6, r3"),
+        (true, "ADD r3, r4; MOV r0, r3; ADD r0, r6; MOV r6, r0"),
+        (true, "xor r4, 0x5a; ADD r3, r4; ADD r6, r3"),
+        (false, "ADD r3, r4; ADD r6, r3; ADD r7, r6"),
+        (false, "ADD r3, r4; xor r6, r3"),
+        (false, "xor r3, r4; ADD r6, r3"),
+        (false, "ADD r3, r4; ADD r6, r3; ADD r6, r4"),
+    ];
+    for (size, bytes) in [("b", 1), ("h", 2), ("w", 4), ("dw", 8)] {
+        for width in ["", "32"] {
+            for (vector, body) in kinds {
+                for elements in [1, 2, 15, 16, 17, 31, 33, 64, 100, 200] {
+                    let body =
+                        body.replace("ADD", &format!("add{width}")).replace("MOV", &format!("mov{width}"));
+                    let source = format!(
+                        "mov r0, 0; mov r2, 0; lddw r3, 0x123456789abcdef; mov r6, -77; mov r7, 5
+                         top: mov r4, r1; add r4, r2; ldx{size} r4, [r4+3]; {body}; add r2, {bytes}
+                         jne r2, {}, top
+                         lsh r0, 3; xor r0, r3; lsh r0, 5; xor r0, r6; lsh r7, 7; xor r0, r7; xor r0, r4; exit",
+                        elements * bytes
+                    );
+                    with_every_fuel(&source, elements, elements as u64);
+                    let lane = if width == "32" { 4 } else { 8 };
+                    let has = Engines::assemble(&source).image.borrow().needs().vector;
+                    assert_eq!(has, vector && bytes <= lane, "{source}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
 fn elements_may_be_changed_before_they_are_summed() {
     for (size, bytes) in [("b", 1), ("h", 2), ("w", 4), ("dw", 8)] {
         for change in [
