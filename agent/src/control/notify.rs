@@ -32,10 +32,12 @@ fn fcntl(fd: &impl AsFd, cmd: i32, arg: usize) -> isize {
 pub fn by_signal(fd: &impl AsFd) -> bool {
     let owner = Owner { kind: F_OWNER_TID, pid: sys::gettid() };
     let flags = fcntl(fd, libc::F_GETFL, 0);
+    // Each time: the kernel sends signals as whoever the thread was when it said this, and setuid(2) makes it another. The C
+    // library's interrupts the wait.
     flags >= 0
+        && fcntl(fd, F_SETOWN_EX, &raw const owner as usize) == 0
         && (flags as i32 & libc::O_ASYNC != 0
-            || fcntl(fd, F_SETOWN_EX, &raw const owner as usize) == 0
-                && fcntl(fd, F_SETSIG, WAKE_SIGNAL as usize) == 0
+            || fcntl(fd, F_SETSIG, WAKE_SIGNAL as usize) == 0
                 && fcntl(fd, libc::F_SETFL, flags as usize | libc::O_ASYNC as usize) == 0)
 }
 
