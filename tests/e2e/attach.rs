@@ -76,7 +76,7 @@ fn sixty_four_threads_survive_a_thousand_attachments() {
     let probe = s.compile("tools/probe.c", "probe", &["-w"]);
     let mut cmd = s.tool(probe);
     cmd.args(["churn", "1000"]).arg(&exe).arg(symbol_offset(&exe, "work").to_string());
-    let f = Running::start(cmd).finish(Duration::from_secs(240));
+    let f = Running::start(cmd).finish(Duration::from_secs(600));
     assert!(f.stdout.contains("DONE"), "{f:?}");
     text_is_restored(&mut target);
     let f = target.finish(LIMIT);
