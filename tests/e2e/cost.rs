@@ -73,8 +73,8 @@ impl Stepped {
     }
 }
 
-/// Instructions while `script` is attached, of one call of the target's function and of one system call: the medians of
-/// some.
+/// Instructions while `script` is attached, of one call of the target's function and of one system call: the least of some,
+/// since the vDSO reads a clock again that is moved on while it reads, and a single-stepped read lasts.
 fn instructions(s: &Scratch, exe: &Path, script: Option<&str>) -> [u32; 2] {
     let tool = script.map(|script| {
         let mut cmd = s.tool("bpftrace");
@@ -106,7 +106,7 @@ fn instructions(s: &Scratch, exe: &Path, script: Option<&str>) -> [u32; 2] {
     }
     [0, 1].map(|which| {
         counts.sort_unstable_by_key(|c| c[which]);
-        counts[counts.len() / 2][which]
+        counts[0][which]
     })
 }
 
@@ -114,18 +114,18 @@ fn instructions(s: &Scratch, exe: &Path, script: Option<&str>) -> [u32; 2] {
 /// compilers differ. Much less means that the table should be brought up to date.
 const COSTS: &[(&str, u32)] = &[
     ("uprobe:PROBED { }", 87),
-    ("uprobe:PROBED { @=count(); }", 153),
+    ("uprobe:PROBED { @=count(); }", 155),
     ("uretprobe:PROBED { }", 183),
-    ("uretprobe:PROBED { @=count(); }", 249),
+    ("uretprobe:PROBED { @=count(); }", 251),
     // In seconds: a single-stepped call lasts anything, and is to stay in one bucket.
     (
         "uprobe:PROBED { @s[tid]=nsecs; } \
          uretprobe:PROBED /@s[tid]/ { @=hist((nsecs-@s[tid])/1000000000); delete(@s[tid]); }",
-        1280,
+        1079,
     ),
     ("tracepoint:syscalls:sys_enter_getppid { }", 128),
-    ("tracepoint:syscalls:sys_enter_getppid { @=count(); }", 194),
-    ("tracepoint:syscalls:sys_exit_getppid { @=count(); }", 266),
+    ("tracepoint:syscalls:sys_enter_getppid { @=count(); }", 196),
+    ("tracepoint:syscalls:sys_exit_getppid { @=count(); }", 268),
 ];
 
 #[test]
