@@ -53,7 +53,7 @@ fn exec(args: &Args) -> Result<Infallible, Failure> {
 }
 
 /// The value of LD_PRELOAD that puts the library in front of what the user preloads already.
-pub(crate) fn preload_server() -> Result<OsString, Failure> {
+fn preload_server() -> Result<OsString, Failure> {
     let server = locate(&SERVER).ok_or_else(|| {
         let next = "build it with scripts/build, or give its directory in BPFTIME_LIB_DIR";
         Failure::new(OWN_FAILURE, format!("{} not found beside this program; {next}", SERVER[0]))

@@ -33,7 +33,6 @@ use bpftime_vm::{CompileError, Image, Options};
 use std::io;
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 /// [`bpftime_vm::compile`].
 pub type Compile = fn(&Verified, &Options<'_>) -> Result<Image, CompileError>;
@@ -47,33 +46,31 @@ pub enum Host {
     Loader,
 }
 
-/// Behind a pointer, so that a program which never sets it links no compiler.
-static COMPILER: OnceLock<Compile> = OnceLock::new();
-static IS_LOADER: AtomicBool = AtomicBool::new(false);
+/// The compiler is behind a pointer, so that a program which names none links none.
+static HOST: OnceLock<Host> = OnceLock::new();
 
 /// Begins to answer in this process: called once, before main.
 pub fn start(host: Host) {
     real::init();
-    match host {
-        Host::Anybody(compiler) => {
-            guard::guard(tool::init, || ());
-            _ = COMPILER.set(compiler);
-        }
-        Host::Loader => {
-            IS_LOADER.store(true, Ordering::Relaxed);
-            guard::guard(tool::init_loader, || ());
-        }
-    }
+    let init = match host {
+        Host::Anybody(_) => tool::init,
+        Host::Loader => tool::init_loader,
+    };
+    _ = HOST.set(host);
+    guard::guard(init, || ());
 }
 
 /// Whether this process is traced like any other.
 fn traces_itself() -> bool {
-    !IS_LOADER.load(Ordering::Relaxed)
+    !matches!(HOST.get(), Some(Host::Loader))
 }
 
 /// The compiler, if this process has one.
 fn compiler() -> Option<Compile> {
-    COMPILER.get().copied()
+    match HOST.get() {
+        Some(Host::Anybody(compile)) => Some(*compile),
+        _ => None,
+    }
 }
 
 /// Loads a program that was compiled ahead of time. `attr` is that of BPF_PROG_LOAD, with all maps of the image in

@@ -23,7 +23,7 @@ pub fn init() {
         SECURE.store(true, Ordering::Relaxed);
         return;
     }
-    std::panic::set_hook(Box::new(|info| tracing::error!(%info, "internal error")));
+    log_panics();
     let known = names().any(|n| DEMAND_ROOT.iter().any(|d| n == OsStr::new(d)));
     let wish = std::env::var_os(config::FAKE_ROOT).map(|v| v == "1");
     FAKE_ROOT.store(wish.unwrap_or(known), Ordering::Relaxed);
@@ -76,10 +76,14 @@ fn names() -> impl Iterator<Item = OsString> {
     files.into_iter().flatten().filter_map(|p| Some(p.file_name()?.to_os_string()))
 }
 
+fn log_panics() {
+    std::panic::set_hook(Box::new(|info| tracing::error!(%info, "internal error")));
+}
+
 /// Runs at the start of a program of ours, instead: what makes a process a tool need not be looked for, and what it starts
 /// is no target.
 pub fn init_loader() {
-    std::panic::set_hook(Box::new(|info| tracing::error!(%info, "internal error")));
+    log_panics();
     BECAME.call_once(start_log);
 }
 

@@ -1,6 +1,6 @@
 //! Programs compiled ahead of time, from the object file to what their maps hold.
 
-use bpftime_tests::{Finished, Running, Scratch, dist};
+use bpftime_tests::{Finished, Running, Scratch, dist, pin_to};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -46,17 +46,8 @@ fn allowed_cpus() -> Vec<usize> {
 
 /// Lets the command run on this CPU only.
 fn pin(cmd: &mut Command, cpu: usize) {
-    let only = move || {
-        // SAFETY: a set of our own, of the size that is given; a system call and nothing else, as after a fork.
-        let set = unsafe {
-            let mut set: libc::cpu_set_t = std::mem::zeroed();
-            libc::CPU_SET(cpu, &mut set);
-            libc::sched_setaffinity(0, size_of_val(&set), &raw const set)
-        };
-        if set == 0 { Ok(()) } else { Err(std::io::Error::last_os_error()) }
-    };
-    // SAFETY: see above.
-    unsafe { cmd.pre_exec(only) };
+    // SAFETY: all that the child does before exec is a system call.
+    unsafe { cmd.pre_exec(move || pin_to(cpu)) };
 }
 
 fn end(cmd: Command) -> Finished {

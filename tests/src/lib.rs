@@ -34,6 +34,17 @@ pub fn kernel_is_oracle() -> bool {
     root && Path::new("/sys/bus/event_source/devices/uprobe/type").exists()
 }
 
+/// Keeps the calling thread, and what it starts, on one CPU. A system call and nothing else, so that a child may do it after a fork.
+pub fn pin_to(cpu: usize) -> std::io::Result<()> {
+    // SAFETY: a set of our own for the kernel to read, of the size that is given; zeros are an empty one.
+    let failed = unsafe {
+        let mut set: libc::cpu_set_t = std::mem::zeroed();
+        libc::CPU_SET(cpu, &mut set);
+        libc::sched_setaffinity(0, size_of_val(&set), &raw const set) != 0
+    };
+    if failed { Err(std::io::Error::last_os_error()) } else { Ok(()) }
+}
+
 /// A directory that goes with the test.
 pub struct Scratch(PathBuf);
 

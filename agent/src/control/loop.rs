@@ -29,8 +29,8 @@ static DONE: AtomicU32 = AtomicU32::new(0);
 static THREAD: AtomicU32 = AtomicU32::new(0);
 static STARTED: AtomicBool = AtomicBool::new(false);
 
-/// The signal that wakes the control thread. It is blocked there and read from a signalfd, sent to that thread only,
-/// so the process never sees it, whatever it uses the signal for itself.
+/// The signal that wakes the control thread. It is blocked there and waited for, or read from a signalfd; sent to that thread
+/// only, so the process never sees it, whatever it uses the signal for itself.
 pub(super) const WAKE_SIGNAL: i32 = libc::SIGPWR;
 
 fn lock() -> std::sync::MutexGuard<'static, Option<State>> {

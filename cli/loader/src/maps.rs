@@ -28,14 +28,7 @@ fn elem(fd: &OwnedFd, key: &[u8], value: u64) -> MapElem {
 pub(crate) fn create(map: &MapDef) -> Result<OwnedFd, Failure> {
     let made = || -> io::Result<OwnedFd> {
         let f = map.facts;
-        let mut attr = MapCreate {
-            map_type: f.map_type,
-            key_size: f.key_size,
-            value_size: f.value_size,
-            max_entries: f.max_entries,
-            map_flags: f.flags,
-            ..MapCreate::default()
-        };
+        let mut attr = MapCreate::from(f);
         let name = map.name.bytes().filter(|b| b.is_ascii_alphanumeric() || b"_.".contains(b));
         attr.map_name.iter_mut().take(15).zip(name).for_each(|(place, byte)| *place = byte);
         // SAFETY: a descriptor that bpf() has just made, and nobody else's.

@@ -28,10 +28,7 @@ fn calibrated(sample: &Sample) -> u64 {
 
 /// Stays on the CPU it runs on; the engines inherit that.
 pub fn pin() {
-    // SAFETY: a set of our own for the kernel to read; zeros are an empty one.
-    unsafe {
-        let mut cpus: libc::cpu_set_t = std::mem::zeroed();
-        libc::CPU_SET(libc::sched_getcpu().max(0) as usize, &mut cpus);
-        libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &raw const cpus);
-    }
+    // SAFETY: takes nothing.
+    let here = unsafe { libc::sched_getcpu() };
+    let _ = bpftime_tests::pin_to(here.max(0) as usize);
 }

@@ -15,7 +15,7 @@
 mod bytes;
 
 use crate::image::{self, CpuFeatures, Image, ImageError};
-use crate::isa::{Insn, bytecode_hash};
+use crate::isa::{Insn, bytecode_hash, fnv1a};
 use crate::verify::MapFacts;
 use bpftime_abi::field::Fields;
 use bytes::{Reader, Writer};
@@ -90,12 +90,6 @@ pub enum ContainerError {
     Bytecode { name: String, got: u64, want: u64 },
 }
 
-fn fnv1a(bytes: &[u8]) -> u64 {
-    bytes
-        .iter()
-        .fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3))
-}
-
 impl Container {
     /// The file's bytes.
     pub fn to_bytes(&self) -> Vec<u8> {
@@ -128,7 +122,7 @@ impl Container {
         file.extend(VERSION.to_le_bytes());
         file.extend(image::VERSION.to_le_bytes());
         file.extend(cpu.bits().to_le_bytes());
-        file.extend(fnv1a(&body).to_le_bytes());
+        file.extend(fnv1a(body.iter().copied()).to_le_bytes());
         file.extend(body);
         file
     }
@@ -147,7 +141,7 @@ impl Container {
             return Err(ContainerError::Abi { got: abi });
         }
         let (features, want) = (header.wide()?, header.wide()?);
-        let got = fnv1a(header.rest());
+        let got = fnv1a(header.rest().iter().copied());
         if got != want {
             return Err(ContainerError::Damaged { got, want });
         }

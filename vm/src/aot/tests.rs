@@ -32,7 +32,7 @@ fn changed(at: usize, bytes: &[u8], rehash: bool) -> Result<Container, Container
     let mut file = sample(CpuFeatures::BASELINE).to_bytes();
     file[at..at + bytes.len()].copy_from_slice(bytes);
     if rehash {
-        let hash = fnv1a(&file[32..]);
+        let hash = fnv1a(file[32..].iter().copied());
         file[24..32].copy_from_slice(&hash.to_le_bytes());
     }
     Container::parse(&file, CpuFeatures::BASELINE)

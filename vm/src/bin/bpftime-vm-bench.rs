@@ -8,6 +8,7 @@
 //! a hash table from u32 to u64, map 2 an array of u64. What goes wrong is one line on stderr and exit code 1.
 
 use bpftime_vm::exec::Code;
+use bpftime_vm::isa::fnv1a;
 use bpftime_vm::verify::Verified;
 use bpftime_vm::{
     BpfFn, CpuFeatures, DecodeOptions, Dialect, Insn, LoadEnv, MapIdx, Options, Resolve, RunHeader, compile,
@@ -113,10 +114,6 @@ fn thread_time() -> Duration {
     // SAFETY: a valid timespec for the kernel to fill; this clock always exists.
     unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &raw mut now) };
     Duration::new(now.tv_sec as u64, now.tv_nsec as u32)
-}
-
-fn fnv1a(bytes: impl Iterator<Item = u8>) -> u64 {
-    bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3))
 }
 
 /// What programs can reach: one helper and its two maps.

@@ -131,10 +131,11 @@ pub fn bytecode_hash(insns: &[Insn]) -> u64 {
     fnv1a(insns.as_bytes().iter().copied())
 }
 
-pub(crate) fn fnv1a(bytes: impl Iterator<Item = u8>) -> u64 {
+/// FNV-1a.
+pub fn fnv1a(bytes: impl IntoIterator<Item = u8>) -> u64 {
     const OFFSET_BASIS: u64 = 0xcbf2_9ce4_8422_2325;
     const PRIME: u64 = 0x0000_0100_0000_01b3;
-    bytes.fold(OFFSET_BASIS, |h, b| (h ^ u64::from(b)).wrapping_mul(PRIME))
+    bytes.into_iter().fold(OFFSET_BASIS, |h, b| (h ^ u64::from(b)).wrapping_mul(PRIME))
 }
 
 #[cfg(test)]

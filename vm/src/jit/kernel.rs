@@ -1,6 +1,6 @@
 //! Many iterations of a straight-line loop at once, on vector registers: sums and other reductions over arrays, sums of
-//! such sums (checksums), copies, fills and element-wise maps. Does as many whole groups as leave at least one iteration, which the loop itself then
-//! does with the rest.
+//! such sums (checksums), copies, fills and element-wise maps. Does as many whole groups as leave at least one iteration,
+//! which the loop itself then does with the rest.
 
 use super::translate::Translator;
 use crate::isa::{AluOp, Operand, Reg, Size, Width};

@@ -48,6 +48,7 @@ pub use stack_bytes::StackBytes;
 
 use crate::isa::MapIdx;
 use crate::program::Program;
+use bpftime_abi::attr::MapCreate;
 use bpftime_abi::field::Fields;
 
 /// What the verifier must know of a map.
@@ -65,6 +66,20 @@ pub struct MapFacts {
     pub flags: u32,
     /// Whether user space may no longer change it.
     pub frozen: bool,
+}
+
+impl From<MapFacts> for MapCreate {
+    /// What BPF_MAP_CREATE is asked for, but for names and types.
+    fn from(facts: MapFacts) -> MapCreate {
+        MapCreate {
+            map_type: facts.map_type,
+            key_size: facts.key_size,
+            value_size: facts.value_size,
+            max_entries: facts.max_entries,
+            map_flags: facts.flags,
+            ..MapCreate::default()
+        }
+    }
 }
 
 /// What the loader knows and the verifier asks.

@@ -136,12 +136,7 @@ fn create(map: &TestMap, btf: &File) -> io::Result<File> {
         btf_key_type_id: if typed { INT_ID } else { 0 },
         btf_value_type_id: if typed { INT_ID } else { 0 },
         inner_map_fd: inner.as_ref().map_or(0, |file| file.as_raw_fd() as u32),
-        map_type: f.map_type,
-        key_size: f.key_size,
-        value_size: f.value_size,
-        max_entries: f.max_entries,
-        map_flags: f.flags,
-        ..MapCreate::default()
+        ..MapCreate::from(f)
     };
     let file = opened(bpf(MAP_CREATE, &mut attr)?);
     if f.frozen && f.map_type == ARRAY {
