@@ -31,6 +31,8 @@ pub(super) const NO_CURSOR: u64 = (NO_RUN as u64) << 32 | RUN as u64;
 /// The difference between a cursor and the next.
 pub(crate) const STEP: u64 = (stubs::STRIDE as u64) << 32 | 1;
 const _: () = assert!(stubs::STUBS * stubs::STRIDE < NO_RUN as usize);
+/// `before` of a slot that is not freed by putting the cursor back: no cursor is a [`STEP`] further.
+const NOT_BEFORE: u64 = NO_CURSOR;
 /// `sp` of a slot being filled in: never dropped.
 const FILLING: usize = usize::MAX;
 
@@ -58,7 +60,11 @@ impl Cursor {
     /// One store: a signal handler sees the old or the new cursor.
     #[inline(always)]
     fn save(self, b: &ThreadBlock) {
-        b.cursor.store(((self.index() * stubs::STRIDE) as u64) << 32 | self.top as u64, Relaxed);
+        b.cursor.store(self.word(), Relaxed);
+    }
+    #[inline(always)]
+    fn word(self) -> u64 {
+        ((self.index() * stubs::STRIDE) as u64) << 32 | self.top as u64
     }
     #[inline(always)]
     fn index(self) -> usize {
@@ -106,8 +112,9 @@ pub(super) unsafe fn push(b: &ThreadBlock, site: usize, target: usize, sp: usize
         c = below;
         c.save(b);
     }
-    let i = claim(b, c)?;
+    let (i, before) = claim(b, c)?;
     let slot = stubs::slot(i);
+    slot.before.store(before, Relaxed);
     // SAFETY: the caller says that sp points to a return address.
     let ra = unsafe { (sp as *const usize).read() };
     slot.ra.store(ra, Relaxed);
@@ -234,18 +241,20 @@ fn leads_to(mut word: usize, i: usize, at: usize) -> bool {
     false
 }
 
-/// Marks a free slot as ours, from the cursor on, and moves the cursor behind it.
+/// Marks a free slot as ours, from the cursor on, and moves the cursor behind it: the slot, and its `before`.
 #[inline]
-fn claim(b: &ThreadBlock, mut c: Cursor) -> Option<usize> {
+fn claim(b: &ThreadBlock, mut c: Cursor) -> Option<(usize, u64)> {
     loop {
         if c.top as usize >= RUN {
             c = Cursor { run: next_run(b, c.run)?, top: 0 };
         }
-        let i = c.index();
+        let (i, below) = (c.index(), c);
         c.top += 1;
         if take(&stubs::slot(i).sp) {
             c.save(b);
-            return Some(i);
+            // From the first slot of a later run the cursor goes back to the run before: see `settle`.
+            let first = below.top == 0 && PREV[below.run as usize % RUNS].load(Relaxed) != NO_RUN;
+            return Some((i, if first { NOT_BEFORE } else { below.word() }));
         }
     }
 }

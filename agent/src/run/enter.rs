@@ -214,6 +214,7 @@ impl List {
         let registers = entries.iter().any(|e| e.program.looks_at_context());
         let run = match entries {
             [] => runner::nothing(),
+            [one] if one.is_bare() => runner::bare_one(),
             all if all.iter().all(Entry::is_bare) => runner::bare(),
             _ => runner::list(),
         };

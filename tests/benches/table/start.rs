@@ -41,7 +41,7 @@ fn resident(cmd: Command) -> f64 {
 
 pub fn rows(rounds: usize) -> Vec<Row> {
     let s = Scratch::new();
-    let exe = s.compile("targets/calls.c", "calls", &["-fno-omit-frame-pointer"]);
+    let exe = s.compile("targets/calls.c", "calls", &[]);
     let nothing = in_turn(rounds, |side| {
         let mut cmd = side.tool(&s, "bpftrace");
         cmd.args(["-e", "BEGIN { exit() }"]);

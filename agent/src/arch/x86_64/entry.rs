@@ -74,7 +74,8 @@ macro_rules! push_return {
         cmpxchg [rdi + {sp}], rdx
         jne 9f
         movabs rax, {step}
-        add [rcx + {cursor}], rax
+        xadd [rcx + {cursor}], rax
+        mov [rdi + {before}], rax
         mov rax, ",
             $site,
             "
@@ -129,6 +130,7 @@ macro_rules! with_return {
             real = const offset_of!(stubs::Slot, real),
             site = const offset_of!(stubs::Slot, site),
             sp = const offset_of!(stubs::Slot, sp),
+            before = const offset_of!(stubs::Slot, before),
         );
     };
 }
@@ -153,6 +155,7 @@ macro_rules! probe_landing {
             "mov rsi, [r8 + {last}]",
             "mov rdx, rbp",
             "call [r8 + {run_list}]",
+            thread_block!("rcx"),
             leave!(),
             "mov rax, [rbp + 176]",
             "test byte ptr [rax + {want}], {only_return}",

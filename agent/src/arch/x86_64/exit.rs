@@ -13,16 +13,6 @@ use crate::run::process;
 use std::arch::global_asm;
 use std::mem::offset_of;
 
-/// The slot's offset into rdi, and where the slots begin into rax.
-macro_rules! slot {
-    () => {
-        "mov rdi, [rbp + 168]
-        lea rax, [rip + bpft_stubs + {after_call}]
-        sub rdi, rax
-        lea rax, [rip + bpft_slots]"
-    };
-}
-
 // On entry: [rsp] = the stub's second return address, [rsp+8] = the caller's return address in its own place. For the
 // unwinder the stub does not exist: this was called from the caller.
 global_asm!(
@@ -37,8 +27,13 @@ global_asm!(
     ".cfi_offset rip, -8",
     save_scratch!(),
     enter_or_8!(),
-    slot!(),
-    "mov r8, [rax + rdi + {site}]",
+    "mov rax, [rbp + 168]",
+    "lea rdi, [rip + bpft_stubs + {after_call}]",
+    "sub rax, rdi",
+    "lea rdi, [rip + bpft_slots]",
+    "add rax, rdi",
+    "mov [rbp - {slot}], rax",
+    "mov r8, [rax + {site}]",
     "mov r8, [r8 + {direct}]",
     "cmp dword ptr [r8 + {needs}], 0",
     "jne 7f",
@@ -49,28 +44,15 @@ global_asm!(
     "mov rsi, [r8 + {last}]",
     "mov rdx, rbp",
     "call [r8 + {run_list}]",
+    thread_block!("rcx"),
     leave!(),
-    // What `hook::returns::pop` does when this was the newest slot of its run, and not the first of a later one.
-    slot!(),
-    "mov qword ptr [rax + rdi + {sp}], 0",
-    "mov rax, [rcx + {cursor}]",
-    "mov rdx, rax",
-    "mov esi, eax",
-    "shr rdx, 32",
-    "sub edx, {stride}",
-    "cmp edx, edi",
-    "jne 9f",
-    "cmp esi, 1",
-    "jb 9f",
-    "ja 3f",
-    "imul rdx, [rcx + {first_run}], {run_bytes}",
-    "cmp rdx, rdi",
-    "jne 9f",
-    "3:",
-    "movabs rdx, {step}",
-    "mov rsi, rax",
-    "sub rsi, rdx",
-    // Not if a signal handler's calls moved it since it was read: it may be at this slot already.
+    // What `hook::returns::pop` does when this was the newest slot of its run, and not the first of a later one. `before`
+    // is read first: a signal handler may take the slot as soon as it is free.
+    "mov rdi, [rbp - {slot}]",
+    "mov rsi, [rdi + {before}]",
+    "mov qword ptr [rdi + {sp}], 0",
+    "movabs rax, {step}",
+    "add rax, rsi",
     "cmpxchg [rcx + {cursor}], rsi",
     "jne 9f",
     "5:",
@@ -85,7 +67,7 @@ global_asm!(
     "7:",
     "test dword ptr [r8 + {needs}], {long_way}",
     "jnz 75f",
-    "mov rdx, [rax + rdi + {real}]",
+    "mov rdx, [rax + {real}]",
     "mov [rbp + 128], rdx",
     fill_registers!(),
     "jmp 2b",
@@ -114,10 +96,9 @@ global_asm!(
     last = const offset_of!(Direct, ret.end),
     run_list = const offset_of!(Direct, ret.run),
     cursor = const hook::CURSOR_OFFSET,
-    first_run = const hook::FIRST_RUN_OFFSET,
-    run_bytes = const hook::RUN * stubs::STRIDE,
     step = const hook::STEP,
-    stride = const stubs::STRIDE,
+    slot = const frame::SPARE,
+    before = const offset_of!(stubs::Slot, before),
     real = const offset_of!(stubs::Slot, real),
     site = const offset_of!(stubs::Slot, site),
     sp = const offset_of!(stubs::Slot, sp),

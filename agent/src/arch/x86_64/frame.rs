@@ -4,6 +4,7 @@
 //! ```text
 //!   rbp + 0     PtRegs (168 bytes)
 //!   rbp - 8     status flags: lahf's byte in bits 8-15, OF in bits 0-7
+//!   rbp - 16    a word for the routine that saved them
 //!   rsp         Kept: vector registers, direction flag; then a Hit. 16-byte aligned
 //! ```
 //! The registers that calls preserve, and the words of PtRegs that are the same everywhere, are written only where
@@ -30,8 +31,10 @@ pub(super) struct Below {
     pub hit: Hit,
 }
 
-/// From rbp down to where it may begin: the flags are in between.
-pub(super) const BELOW: usize = size_of::<Below>() + 16;
+/// From rbp down to the spare word.
+pub(super) const SPARE: usize = 16;
+/// From rbp down to where it may begin.
+pub(super) const BELOW: usize = size_of::<Below>() + SPARE;
 const _: () = assert!(size_of::<Below>().is_multiple_of(16));
 /// Offset of the hit in [`Below`].
 pub(super) const HIT: usize = std::mem::offset_of!(Below, hit);
@@ -74,24 +77,24 @@ macro_rules! end {
 /// Makes room for PtRegs, saves what calls clobber, and points rbp to it.
 macro_rules! save_scratch {
     () => {
-        "lea rsp, [rsp - 176]
-        .cfi_adjust_cfa_offset 176
-        mov [rsp + 88], rax
+        "lea rsp, [rsp - 184]
+        .cfi_adjust_cfa_offset 184
+        mov [rsp + 96], rax
         lahf
         seto al
-        mov [rsp], rax
-        mov [rsp + 56], r11
-        mov [rsp + 64], r10
-        mov [rsp + 72], r9
-        mov [rsp + 80], r8
-        mov [rsp + 96], rcx
-        mov [rsp + 104], rdx
-        mov [rsp + 112], rsi
-        mov [rsp + 120], rdi
-        mov [rsp + 40], rbp
-        .cfi_rel_offset rbp, 40
-        lea rbp, [rsp + 8]
-        .cfi_adjust_cfa_offset -8
+        mov [rsp + 8], rax
+        mov [rsp + 64], r11
+        mov [rsp + 72], r10
+        mov [rsp + 80], r9
+        mov [rsp + 88], r8
+        mov [rsp + 104], rcx
+        mov [rsp + 112], rdx
+        mov [rsp + 120], rsi
+        mov [rsp + 128], rdi
+        mov [rsp + 48], rbp
+        .cfi_rel_offset rbp, 48
+        lea rbp, [rsp + 16]
+        .cfi_adjust_cfa_offset -16
         .cfi_def_cfa_register rbp"
     };
 }

@@ -10,7 +10,7 @@
 //! Who calls one of these has entered a callback that is the thread's outermost, so no run is in progress, and nobody's
 //! guard has to be put back: a guard counts only while its program runs.
 
-use super::frame::{self, save_preserved, thread_block};
+use super::frame::{self, save_preserved};
 use super::guarded::LIST;
 use crate::hook::ThreadBlock;
 use crate::run::enter::{self, Entry};
@@ -21,7 +21,7 @@ use std::arch::global_asm;
 use std::mem::offset_of;
 
 /// (rdi: first entry, rsi: behind the last, rdx: context, rcx: the thread's block, rbp: PtRegs, of which the scratch
-/// registers are there, rsp: [`frame::Below`]) gives rcx; clobbers what calls may.
+/// registers are there, rsp: [`frame::Below`]); clobbers what calls may.
 pub(crate) type Routine = unsafe extern "C" fn();
 
 /// The frame of a list.
@@ -126,7 +126,6 @@ global_asm!(
     "add rdi, {entry}",
     "cmp rdi, [rsp + {end}]",
     "jne 2b",
-    "mov rcx, [rsp + {block}]",
     "cmp qword ptr [rsp + {vectors}], 0",
     "je 27f",
     "9:",
@@ -136,16 +135,15 @@ global_asm!(
     "ret",
     ".cfi_restore_state",
     "27:", // a helper was called, or one of ours: perhaps one that sent signals, whose handlers may not come back
-    "cmp qword ptr [rcx + {signals}], 0",
+    "mov rdi, [rsp + {block}]",
+    "cmp qword ptr [rdi + {signals}], 0",
     "jne 29f",
     "28:",
     "lea r10, [rsp + {below}]",
     "call bpft_give_back",
     "jmp 9b",
     "29:",
-    "mov rdi, rcx",
     "call {send_signals}",
-    "mov rcx, [rsp + {block}]",
     "jmp 28b",
     ".globl bpft_run_faulted",
     ".hidden bpft_run_faulted",
@@ -252,6 +250,8 @@ const _: fn(Run) = |run| {
 /// The frame of a bare list: entry, end, context.
 const BARE: usize = 40;
 
+// One that is alone returns to our caller by itself.
+//
 // A program gets a run that nobody writes and that tells it nothing: there is no helper that could look at it, and what
 // the program computes from it nobody sees.
 global_asm!(
@@ -280,7 +280,6 @@ global_asm!(
     "add rdi, {entry}",
     "cmp rdi, [rsp + 8]",
     "jne 2b",
-    thread_block!("rcx"),
     "add rsp, {frame}",
     ".cfi_adjust_cfa_offset -{frame}",
     ".globl bpft_run_nothing",
@@ -289,6 +288,21 @@ global_asm!(
     "ret",
     ".cfi_endproc",
     ".size bpft_run_bare,.-bpft_run_bare",
+    ".p2align 6",
+    ".globl bpft_run_bare_one",
+    ".hidden bpft_run_bare_one",
+    ".type bpft_run_bare_one,@function",
+    "bpft_run_bare_one:",
+    ".cfi_startproc",
+    "mov rax, [rdi + {enabled}]",
+    "cmp byte ptr [rax], 0",
+    "je bpft_run_nothing",
+    "mov rax, [rdi + {func}]",
+    "mov rdi, rdx",
+    "lea r9, [rsp + 8]",
+    "jmp rax",
+    ".cfi_endproc",
+    ".size bpft_run_bare_one,.-bpft_run_bare_one",
     ".popsection",
     frame = const BARE,
     enabled = const enter::ENABLED,
@@ -302,6 +316,7 @@ const _: () = assert!(size_of::<frame::Below>() >= size_of::<RunHeader>());
 unsafe extern "C" {
     fn bpft_run_list();
     fn bpft_run_bare();
+    fn bpft_run_bare_one();
     fn bpft_run_nothing();
 }
 
@@ -313,6 +328,11 @@ pub(crate) const fn list() -> Routine {
 /// Runs a list of programs that can neither use nor lack anything: local ones that run through, and for all processes.
 pub(crate) const fn bare() -> Routine {
     bpft_run_bare
+}
+
+/// As [`bare`], for a list of one.
+pub(crate) const fn bare_one() -> Routine {
+    bpft_run_bare_one
 }
 
 /// Runs no program.

@@ -9,7 +9,8 @@
 //!   ret  i:  push slot_i.ra(%rip)         6                   ra      the caller's return address
 //!            call exit_common             5                   site    whose probe this is
 //!            ret                          1                   sp      where on the stack; 0 = free
-//!            (22 bytes of int3)                               real    ra, seen through tail-call chains
+//!            (30 bytes of int3)                               real    ra, seen through tail-call chains
+//!                                                             before  the thread's cursor: hook/returns.rs
 //! ```
 //! Stub i and slot i have the same stride, so one FDE covers the pool: the word at CFA-16 is `ret i`, whose `push`
 //! displacement leads to the saved return address. The CFA is 8 above the callee's, since libgcc identifies
@@ -21,12 +22,12 @@
 //! function leaves them alone.
 
 use std::arch::global_asm;
-use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::{AtomicU64, AtomicUsize};
 
-/// How many calls may be between entry and return at once, in all threads: 640 KiB of text, as much .bss.
+/// How many calls may be between entry and return at once, in all threads: 768 KiB of text, as much .bss.
 pub const STUBS: usize = 16384;
 /// Bytes from one stub to the next, and from one slot to the next.
-pub const STRIDE: usize = 40;
+pub const STRIDE: usize = 48;
 /// From a stub's start to its `ret i`.
 pub const RET_OFF: usize = 6;
 /// From a stub's start to the return address that exit_common finds.
@@ -45,6 +46,8 @@ pub struct Slot {
     pub site: AtomicUsize,
     /// Address of the stack word that held `ra`; 0 when free, `usize::MAX` while being filled in.
     pub sp: AtomicUsize,
+    /// What the thread's cursor was when it took this slot, and is again when nothing but this slot is to be freed.
+    pub before: AtomicU64,
 }
 const _: () = assert!(size_of::<Slot>() == STRIDE);
 
@@ -54,8 +57,8 @@ global_asm!(
     ".globl bpft_slots",
     ".hidden bpft_slots",
     ".type bpft_slots,@object",
-    ".size bpft_slots,{stubs}*40",
-    "bpft_slots: .zero {stubs}*40",
+    ".size bpft_slots,{stubs}*{stride}",
+    "bpft_slots: .zero {stubs}*{stride}",
     ".popsection",
     ".pushsection .text.bpft_stubs,\"ax\",@progbits",
     ".p2align 6",
@@ -76,13 +79,14 @@ global_asm!(
     "push qword ptr [rip + bpft_slots + bpft_i + 8]",
     "call bpft_exit_common",
     "ret",
-    ".skip 22, 0xcc",
-    ".set bpft_i, bpft_i + 40",
+    ".skip {stride} - 18, 0xcc",
+    ".set bpft_i, bpft_i + {stride}",
     ".endr",
     ".cfi_endproc",
     ".size bpft_stubs,.-bpft_stubs",
     ".popsection",
     stubs = const STUBS,
+    stride = const STRIDE,
 );
 
 unsafe extern "C" {

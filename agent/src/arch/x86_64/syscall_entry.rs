@@ -121,6 +121,7 @@ macro_rules! side {
             "mov rdi, [r8 + {first}]",
             "mov rsi, [r8 + {last}]",
             "call [r8 + {run_list}]",
+            thread_block!("rcx"),
             "6:",
             leave!(),
             "mov rax, [rbp + 176]",
