@@ -336,27 +336,24 @@ fn lists_come_and_go_under_threads_that_run_them() {
                 }
             });
         }
-        let mut standing = None;
         for round in 0..60 {
             let (_, first) = kinds(&session).swap_remove(round % kinds(&session).len());
             let (_, second) = kinds(&session).swap_remove(round * 7 % kinds(&session).len());
-            let mut list = Box::<Programs>::default();
-            (list.entry, list.ret) = (first, second);
+            let list = Arc::new(Programs::new(first.into(), second.into(), false));
             let site = engine.attach(at, Want::BOTH).expect("probed before");
-            Programs::publish(Some(&mut list), site);
-            let old = standing.replace(list);
+            let mut old = vec![Programs::publish(Some(list), site)];
             if round % 3 == 0 {
                 engine.detach(at);
-                Programs::publish(None, site);
+                old.push(Programs::publish(None, site));
             }
             while !engine.quiesce(Duration::from_secs(1)) {}
             drop(old); // code and all
         }
         let site = engine.attach(at, Want::BOTH).expect("probed before");
         engine.detach(at);
-        Programs::publish(None, site);
+        let last = Programs::publish(None, site);
         while !engine.quiesce(Duration::from_secs(1)) {}
-        drop(standing);
+        drop(last);
         stop.store(true, Relaxed);
     });
     assert_eq!(bpftime_agent::hook::slots_in_use(), 0);

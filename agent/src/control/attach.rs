@@ -1,16 +1,18 @@
 //! Links to probes: which programs stand at which address.
 
+use super::places::{Place, Places};
 use super::semaphore::Semaphores;
 use super::session::{Link, Object, Session};
-use crate::hook::{BATCH, Engine, Site, Want};
+use crate::hook::{BATCH, Engine, Want};
 use crate::memory::Reserve;
 use crate::resolve::{self, Mapping};
 use crate::run::enter::{Entry, Programs};
 use crate::sample::{self, Events, Samplers, Timers};
 use crate::syscalls::{Calls, Listeners};
 use bpftime_shm::session::wire::{CounterEvent, LinkKind, unseen};
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::HashMap;
 use std::ops::Range;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -20,12 +22,11 @@ const SITE_BYTES: usize = 1024;
 /// All probes of this process and the list each one runs.
 pub struct Sites {
     engine: Engine,
-    lists: HashMap<usize, Probe>,
-    /// Which links' points are at an address, by address: a set, since most addresses have one.
-    places: BTreeSet<(usize, Place)>,
+    places: Places,
+    /// Session and id of a link, by its serial.
+    links: HashMap<u32, (u64, u32)>,
     /// Lists that a thread may still be reading.
-    #[expect(clippy::vec_box, reason = "threads hold the address of the list, so it must not move")]
-    retired: Vec<Box<Programs>>,
+    retired: Vec<Arc<Programs>>,
     /// Programs and maps that were taken out of maps and that a thread may still be using.
     objects: Vec<Object>,
     semaphores: Semaphores,
@@ -46,23 +47,20 @@ pub struct Sites {
     samples_changed: bool,
 }
 
-/// A probe and the list it runs.
-struct Probe {
-    site: &'static Site,
-    list: Box<Programs>,
-}
-
-/// A point of a link.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Place {
-    session: u64,
+/// A link at an address. Addresses of the same, in the same order, run one list.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+struct Standing {
+    /// Index of its session.
+    session: usize,
     link: u32,
-    point: usize,
+    cookie: u64,
+    /// How many points of the link come before at this address.
+    nth: u32,
 }
 
-impl Place {
-    const LEAST: Self = Self { session: 0, link: 0, point: 0 };
-}
+/// The lists of one change of links: most of their probes run the same. Whether the registers are those of a function that
+/// has no frame yet makes a difference too.
+type Lists = HashMap<(Vec<Standing>, bool), Arc<Programs>>;
 
 /// How long to wait for threads inside callbacks before what they might see is kept for the next time. Longer than any
 /// run, shorter than a scheduler's time slice: a thread that was preempted in a callback is not waited for.
@@ -74,16 +72,16 @@ fn starts_frame(code: &[u8]) -> bool {
     matches!(code, [0x55, ..] | [0xf3, 0x0f, 0x1e, 0xfa, ..])
 }
 
-/// Addresses whose lists a change of links touched.
-pub type Dirty = HashSet<usize>;
+/// Addresses whose lists a change of links touched, some more than once.
+pub type Dirty = Vec<usize>;
 
 impl Sites {
     /// No probes yet.
     pub fn new(engine: Engine) -> Self {
         Self {
             engine,
-            lists: HashMap::new(),
-            places: BTreeSet::new(),
+            places: Places::default(),
+            links: HashMap::new(),
             retired: Vec::new(),
             objects: Vec::new(),
             semaphores: Semaphores::default(),
@@ -101,42 +99,46 @@ impl Sites {
 
     /// Where the link belongs in `maps` and does not stand yet; marks those addresses.
     pub fn place(&mut self, session: &mut Session, link: u32, maps: &[Mapping], dirty: &mut Dirty) {
-        let id = session.id;
-        let Some(l) = session.links.get_mut(&link) else { return };
-        let spec = &l.spec;
+        let Some(l) = session.links.get(&link) else { return };
+        let (serial, spec) = (l.serial, &l.spec);
         let of_file: Vec<&Mapping> =
             maps.iter().filter(|m| m.exec && resolve::is_file(m, spec.dev, spec.ino)).collect();
-        for (point, p) in spec.points.iter().enumerate() {
-            for addr in of_file.iter().filter_map(|m| resolve::address(m, p.offset)) {
-                if self.places.insert((addr, Place { session: id, link, point })) {
-                    l.placed.push((addr, point));
-                    session.sites += 1;
-                    dirty.insert(addr);
-                }
-            }
+        let here = |offset| of_file.iter().filter_map(move |m| resolve::address(m, offset));
+        let points: Vec<_> = l.points.offsets().iter().zip(0..).collect();
+        if self.links.insert(serial, (session.id, link)).is_none() {
+            self.places.expect(points.len() * of_file.len());
+        }
+        // Some at a time: what is made on the way stays small.
+        for some in points.chunks(BATCH) {
+            let places = some.iter().flat_map(|(offset, point)| {
+                here(**offset).map(move |addr| Place { addr, link: serial, point: *point })
+            });
+            let new = self.places.add(places.collect());
+            session.sites += new.len() as u32;
+            dirty.extend(new.iter().map(|place| place.addr));
         }
     }
 
-    /// The links' places are no more; marks their addresses.
-    pub fn unplace<'a>(
-        &mut self,
-        session: u64,
-        links: impl IntoIterator<Item = &'a Link>,
-        dirty: &mut Dirty,
-    ) {
-        for link in links {
-            for (addr, point) in &link.placed {
-                self.places.remove(&(*addr, Place { session, link: link.spec.link, point: *point }));
-                dirty.insert(*addr);
-            }
+    /// The links' places are no more; marks their addresses. How many there were.
+    pub fn unplace<'a>(&mut self, links: impl IntoIterator<Item = &'a Link>, dirty: &mut Dirty) -> u32 {
+        let mut serials: Vec<_> = links.into_iter().map(|link| link.serial).collect();
+        serials.sort_unstable();
+        for serial in &serials {
+            self.links.remove(serial);
         }
+        let gone = match serials[..] {
+            [] => vec![],
+            [one] => self.places.take(|place| place.link == one),
+            _ => self.places.take(|place| serials.binary_search(&place.link).is_ok()),
+        };
+        dirty.extend(gone.iter().map(|place| place.addr));
+        gone.len() as u32
     }
 
     /// Takes a link off, and marks its places. Unless it was disabled before, its program runs until they are published.
     pub fn take_off(&mut self, session: &mut Session, link: u32, dirty: &mut Dirty) {
         let Some(link) = session.links.remove(&link) else { return };
-        session.sites -= link.placed.len() as u32;
-        self.unplace(session.id, [&link], dirty);
+        session.sites -= self.unplace([&link], dirty);
         self.note_change(link.spec.kind);
     }
 
@@ -147,63 +149,68 @@ impl Sites {
         for m in maps.iter().filter(|m| m.exec) {
             code.entry(m.ino).or_default().push(m.start..m.end);
         }
-        let mut gone = Dirty::new();
-        for session in sessions.iter_mut() {
-            for link in session.links.values_mut() {
-                let mapped = code.get(&link.spec.ino).map_or(&[][..], Vec::as_slice);
-                link.placed.retain(|(addr, _)| {
-                    let keep = mapped.iter().any(|r| r.contains(addr));
-                    if !keep {
-                        session.sites -= 1;
-                        gone.insert(*addr);
-                    }
-                    keep
-                });
-            }
+        let links = sessions.iter().flat_map(|s| s.links.values());
+        let mapped: HashMap<u32, &[Range<usize>]> =
+            links.filter_map(|l| Some((l.serial, code.get(&l.spec.ino)?.as_slice()))).collect();
+        let is_mapped =
+            |p: &Place| mapped.get(&p.link).is_some_and(|code| code.iter().any(|r| r.contains(&p.addr)));
+        let gone = self.places.take(|place| !is_mapped(place));
+        for place in &gone {
+            let session = self.links.get(&place.link).map(|(session, _)| *session);
+            let session = sessions.iter_mut().find(|s| Some(s.id) == session);
+            session.into_iter().for_each(|s| s.sites -= 1);
         }
+        let mut gone: Dirty = gone.iter().map(|place| place.addr).collect();
+        gone.dedup();
         let ranges: Vec<_> = gone.iter().map(|addr| *addr..*addr + 1).collect();
         if !ranges.is_empty() {
             self.engine.forget_unmapped(&ranges);
         }
         for addr in gone {
-            self.take_places(addr);
             self.semaphores.forget(addr);
-            if let Some(probe) = self.lists.remove(&addr) {
-                // The site is used again when something is mapped at this address once more.
-                Programs::publish(None, probe.site);
-                self.retired.push(probe.list);
-            }
+            // The site is used again when something is mapped at this address once more.
+            self.publish_nothing(addr);
         }
     }
 
+    /// The list at an address is no more, if there is one.
+    fn publish_nothing(&mut self, addr: usize) {
+        let site = self.engine.site(addr);
+        self.retired.extend(site.and_then(|site| Programs::publish(None, site)));
+    }
+
     /// Makes the probes at `dirty` what the links say now.
-    pub fn publish(&mut self, sessions: &mut [Session], dirty: Dirty) {
+    pub fn publish(&mut self, sessions: &mut [Session], mut dirty: Dirty) {
         // In order: neighbours share pages of text and of thunks. Some at a time: what is made on the way stays small.
-        let mut addrs: Vec<_> = dirty.into_iter().collect();
-        addrs.sort_unstable();
-        let fresh = addrs.iter().filter(|addr| !self.lists.contains_key(addr)).count();
+        dirty.sort_unstable();
+        dirty.dedup();
+        let fresh = dirty.iter().filter(|addr| self.engine.site(**addr).is_none()).count();
         if !Reserve::spares(fresh * SITE_BYTES) {
             return;
         }
         self.engine.expect(fresh);
-        self.lists.reserve(fresh);
-        addrs.chunks(BATCH).for_each(|some| self.publish_some(sessions, some));
+        let mut lists = Lists::new();
+        dirty.chunks(BATCH).for_each(|some| self.publish_some(sessions, some, &mut lists));
     }
 
-    fn publish_some(&mut self, sessions: &mut [Session], addrs: &[usize]) {
+    fn publish_some(&mut self, sessions: &mut [Session], addrs: &[usize], lists: &mut Lists) {
         let (mut wanted, mut gone) = (Vec::new(), Vec::new());
         for addr in addrs {
-            let programs = self.collect(sessions, *addr);
-            let want = Want { entry: !programs.entry.is_empty(), ret: !programs.ret.is_empty() };
+            let standing = self.standing(sessions, *addr);
+            let want = want_of(sessions, &standing);
             if want == Want::default() {
                 self.semaphores.lower(*addr);
                 gone.push(*addr);
             } else {
-                wanted.push((*addr, want, programs));
+                wanted.push((*addr, want, standing));
             }
         }
         self.remove(&gone);
-        for (addr, installed) in self.install(wanted) {
+        let mut list = |standing, at_entry| {
+            let list = lists.entry((standing, at_entry));
+            list.or_insert_with_key(|(standing, _)| Arc::new(list_of(sessions, standing, at_entry))).clone()
+        };
+        for (addr, installed) in self.install(wanted, &mut list) {
             if installed {
                 self.raise_semaphore(sessions, addr);
             } else {
@@ -223,8 +230,8 @@ impl Sites {
 
     /// A session's runs are counted from now on, or no longer: all of its lists are to be made again.
     pub fn recount(&mut self, session: &Session, dirty: &mut Dirty) {
-        let placed = session.links.values().flat_map(|l| &l.placed);
-        dirty.extend(placed.map(|(addr, _)| *addr));
+        let links = session.links.values().map(|l| l.serial).collect();
+        dirty.extend(self.places.of(&links).map(|place| place.addr));
         self.call_links.clear();
         self.sample_links.clear();
         self.event_links.clear();
@@ -320,8 +327,12 @@ impl Sites {
         calls | if self.events.refused() { unseen::EVENTS } else { 0 }
     }
 
-    /// Puts the programs at these addresses; whether that went well, by address.
-    fn install(&mut self, wanted: Vec<(usize, Want, Programs)>) -> Vec<(usize, bool)> {
+    /// Puts at these addresses what `list` makes of their words; whether that went well, by address.
+    fn install<W>(
+        &mut self,
+        wanted: Vec<(usize, Want, W)>,
+        list: &mut dyn FnMut(W, bool) -> Arc<Programs>,
+    ) -> Vec<(usize, bool)> {
         // The reserve is for what is under way: no more sites from it.
         let room = !Reserve::in_use();
         let may = |addr, want: Want| room && !(want.ret && crate::lifecycle::returns_twice(addr));
@@ -330,25 +341,18 @@ impl Sites {
         let addresses: Vec<_> = wanted.iter().map(|(addr, want, _)| (*addr, *want)).collect();
         // Hits before the list is stored below find none; nobody was told yet that the probe stands.
         let sites = self.engine.attach_all(&addresses);
-        for ((addr, _, mut programs), site) in wanted.into_iter().zip(sites) {
+        for ((addr, _, words), site) in wanted.into_iter().zip(sites) {
             results.push((addr, site.is_ok()));
             let Ok(site) = site else { continue };
-            programs.at_entry = self.engine.displaced(addr).is_some_and(starts_frame);
-            let mut list = Box::new(programs);
-            Programs::publish(Some(&mut list), site);
-            self.retired.extend(self.lists.insert(addr, Probe { site, list }).map(|p| p.list));
+            let at_entry = self.engine.displaced(addr).is_some_and(starts_frame);
+            self.retired.extend(Programs::publish(Some(list(words, at_entry)), site));
         }
         results
     }
 
     fn remove(&mut self, addrs: &[usize]) {
         self.engine.detach_all(addrs);
-        for addr in addrs {
-            if let Some(probe) = self.lists.remove(addr) {
-                Programs::publish(None, probe.site);
-                self.retired.push(probe.list);
-            }
-        }
+        addrs.iter().for_each(|addr| self.publish_nothing(*addr));
     }
 
     fn raise_semaphore(&mut self, sessions: &[Session], addr: usize) {
@@ -357,66 +361,42 @@ impl Sites {
         self.semaphores.raise(addr, place, &maps);
     }
 
-    fn places_at(&self, addr: usize) -> impl Iterator<Item = Place> {
-        self.places.range((addr, Place::LEAST)..).take_while(move |(at, _)| *at == addr).map(|(_, p)| *p)
-    }
-
-    fn take_places(&mut self, addr: usize) -> Vec<Place> {
-        let here: Vec<_> = self.places_at(addr).collect();
-        for place in &here {
-            self.places.remove(&(addr, *place));
-        }
-        here
-    }
-
     /// The links at `addr` and their points, newest link first: the kernel runs the consumers of a probe in that order.
-    fn links_at<'a>(&self, sessions: &'a [Session], addr: usize) -> Vec<(&'a Session, &'a Link, usize)> {
-        let mut found: Vec<_> = self
-            .places_at(addr)
-            .filter_map(|p| {
-                let age = sessions.iter().position(|s| s.id == p.session)?;
-                Some((age, p.link, sessions[age].links.get(&p.link)?, p.point))
-            })
-            .collect();
-        found.retain(|(age, link, ..)| !is_known_before(sessions, *age, *link));
+    fn links_at<'a>(&self, sessions: &'a [Session], addr: usize) -> Vec<(usize, &'a Link, u32)> {
+        let known = |p: &Place| {
+            let (session, link) = self.links.get(&p.link)?;
+            let age = sessions.iter().position(|s| s.id == *session)?;
+            Some((age, sessions[age].links.get(link)?, p.point))
+        };
+        let mut found: Vec<_> = self.places.at(addr).iter().filter_map(known).collect();
+        found.retain(|(age, link, _)| !is_known_before(sessions, *age, link.spec.link));
         // Stable: one link's points at one address stay in its order.
-        found.sort_by_key(|(age, link, ..)| std::cmp::Reverse((*age, *link)));
-        found.into_iter().map(|(age, _, link, point)| (&sessions[age], link, point)).collect()
+        found.sort_by_key(|(age, link, _)| std::cmp::Reverse((*age, link.spec.link)));
+        found
     }
 
-    fn collect(&self, sessions: &[Session], addr: usize) -> Programs {
-        let mut programs = Programs::default();
+    fn standing(&self, sessions: &[Session], addr: usize) -> Vec<Standing> {
+        let mut all: Vec<Standing> = Vec::new();
         for (session, link, point) in self.links_at(sessions, addr) {
-            let entry = || entry_of(session, link, link.spec.points[point].cookie);
-            if link.spec.kind == LinkKind::Session {
-                let who = u64::from(link.serial) << 32 | point as u64;
-                programs.entry.push(entry().of_session(who));
-                programs.ret.push(entry().of_session(who));
-            } else if link.spec.ret {
-                programs.ret.push(entry());
-            } else {
-                programs.entry.push(entry());
-            }
+            let (cookie, link) = (link.points.cookie(point), link.spec.link);
+            let nth = all.iter().filter(|s| (s.session, s.link) == (session, link)).count() as u32;
+            all.push(Standing { session, link, cookie, nth });
         }
-        // A process may have thousands of these, nearly all of one program.
-        programs.entry.shrink_to_fit();
-        programs.ret.shrink_to_fit();
-        programs
+        all
     }
 
     /// File and offset of the semaphore of the probe at `addr`, if a link names one.
     fn semaphore_of(&self, sessions: &[Session], addr: usize) -> Option<(u64, u64, u64)> {
         let here = self.links_at(sessions, addr).into_iter();
-        here.map(|(_, l, i)| (l.spec.dev, l.spec.ino, l.spec.points[i].ref_ctr_offset))
+        here.map(|(_, l, point)| (l.spec.dev, l.spec.ino, l.points.semaphore(point)))
             .find(|(_, _, offset)| *offset != 0)
     }
 
     /// Records that the probes at `addr` could not be placed.
     fn refuse(&mut self, sessions: &mut [Session], addr: usize) {
-        for place in self.take_places(addr) {
-            let Some(session) = sessions.iter_mut().find(|s| s.id == place.session) else { continue };
-            let Some(link) = session.links.get_mut(&place.link) else { continue };
-            link.placed.retain(|p| *p != (addr, place.point));
+        for place in self.places.take_at(addr) {
+            let session = self.links.get(&place.link).map(|(session, _)| *session);
+            let Some(session) = sessions.iter_mut().find(|s| Some(s.id) == session) else { continue };
             session.sites -= 1;
             session.refused += 1;
         }
@@ -433,7 +413,7 @@ impl Sites {
         self.timers.abandon();
         self.events.abandon();
         drop(self.engine);
-        std::mem::forget((self.lists, self.retired, self.objects));
+        std::mem::forget((self.retired, self.objects));
     }
 
     /// Keeps an object until no thread runs a program that may be using it.
@@ -464,9 +444,8 @@ impl Sites {
             return;
         }
         let Some(addr) = crate::lifecycle::linker_notify_address() else { return };
-        let mut programs = Programs::default();
-        programs.internal = Some(on_change);
-        if self.install(vec![(addr, Want::ENTRY, programs)]) == [(addr, true)] {
+        let list = Arc::new(Programs::internal(on_change));
+        if self.install(vec![(addr, Want::ENTRY, list)], &mut |list, _| list) == [(addr, true)] {
             self.linker = Some(addr);
         }
     }
@@ -497,6 +476,33 @@ fn links_of<E>(sessions: &[Session], of: impl Fn(&Link) -> Option<E>) -> Vec<(&S
 
 fn ids_of<E>(links: &[(&Session, &Link, E)]) -> Vec<(u64, u32)> {
     links.iter().map(|(s, l, _)| (s.id, l.spec.link)).collect()
+}
+
+/// Which ends of a call anybody there is interested in.
+fn want_of(sessions: &[Session], standing: &[Standing]) -> Want {
+    let links = || standing.iter().filter_map(|s| sessions[s.session].links.get(&s.link));
+    let both = |l: &Link| l.spec.kind == LinkKind::Session;
+    Want { entry: links().any(|l| both(l) || !l.spec.ret), ret: links().any(|l| both(l) || l.spec.ret) }
+}
+
+/// What they run.
+fn list_of(sessions: &[Session], standing: &[Standing], at_entry: bool) -> Programs {
+    let (mut entry, mut ret) = (Vec::new(), Vec::new());
+    for s in standing {
+        let session = &sessions[s.session];
+        let Some(link) = session.links.get(&s.link) else { continue };
+        let made = || entry_of(session, link, s.cookie);
+        if link.spec.kind == LinkKind::Session {
+            let who = u64::from(link.serial) << 32 | u64::from(s.nth);
+            entry.push(made().of_session(who));
+            ret.push(made().of_session(who));
+        } else if link.spec.ret {
+            ret.push(made());
+        } else {
+            entry.push(made());
+        }
+    }
+    Programs::new(entry.into(), ret.into(), at_entry)
 }
 
 /// A link's program, as a probe runs it.

@@ -7,6 +7,7 @@
 mod attach;
 mod r#loop;
 mod notify;
+mod places;
 mod semaphore;
 mod session;
 mod state;

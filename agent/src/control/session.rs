@@ -1,5 +1,6 @@
 //! One session as this process knows it: what the tool announced, and what of it is linked here.
 
+use super::places::Points;
 use crate::run::MapHandle;
 use crate::run::enter::Session as RunSession;
 use crate::run::image::Program;
@@ -26,8 +27,8 @@ pub struct Link {
     pub enabled: Arc<AtomicBool>,
     /// Its program.
     pub program: Arc<Program>,
-    /// Addresses it is attached to, with the index of its point.
-    pub placed: Vec<(usize, usize)>,
+    /// The points of `spec`, of which it has none itself.
+    pub points: Points,
 }
 
 /// A connected session.
@@ -256,7 +257,7 @@ impl Session {
         Ok(())
     }
 
-    fn add_link(&mut self, spec: LinkSpec) -> Vec<Todo> {
+    fn add_link(&mut self, mut spec: LinkSpec) -> Vec<Todo> {
         let id = spec.link;
         if let Some(named) = &mut self.named {
             named.insert(id);
@@ -270,7 +271,8 @@ impl Session {
             crate::run::shadow::refresh();
         }
         let enabled = Arc::new(AtomicBool::new(true));
-        self.links.insert(id, Link { spec, serial: next_serial(), enabled, program, placed: vec![] });
+        let points = Points::new(&std::mem::take(&mut spec.points));
+        self.links.insert(id, Link { spec, serial: next_serial(), enabled, program, points });
         vec![Todo::Attach(id)]
     }
 

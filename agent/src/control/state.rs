@@ -253,7 +253,7 @@ impl State {
         session.take_objects().for_each(|object| self.sites.retire(object));
         self.leftovers.push((session.path.clone(), LEFTOVER_TRIES));
         let mut dirty = Dirty::new();
-        self.sites.unplace(id, session.links.values(), &mut dirty);
+        self.sites.unplace(session.links.values(), &mut dirty);
         session.links.values().for_each(|l| self.sites.note_change(l.spec.kind));
         self.settle(dirty);
         // The programs go only now: `settle` waited for the last reader of the lists that named them, and where it

@@ -38,6 +38,7 @@
 //! one locked 8-byte store; else the site is refused.
 
 mod engine;
+mod keep;
 mod made;
 mod maps;
 mod near;

@@ -167,6 +167,23 @@ impl Arena {
         found
     }
 
+    /// Notes a piece, as one with its neighbours where nothing fits in between.
+    fn note_used(&mut self, mut span: Range<usize>) {
+        const LEAST: usize = super::thunk::room(1);
+        if let Some((&start, &end)) = self.used.range(..span.start).next_back()
+            && end + LEAST > span.start
+        {
+            span.start = start;
+        }
+        if let Some((&start, &end)) = self.used.range(span.end..).next()
+            && span.end + LEAST > start
+        {
+            self.used.remove(&start);
+            span.end = end;
+        }
+        self.used.insert(span.start, span.end);
+    }
+
     /// Takes the first free piece in `within`.
     fn search(
         &mut self,
@@ -188,7 +205,7 @@ impl Arena {
             match self.used.range(..span.end).next_back() {
                 Some((_, &end)) if end > span.start => at = end.max(at + 1),
                 _ => {
-                    self.used.insert(span.start, span.end);
+                    self.note_used(span);
                     return Some(at);
                 }
             }

@@ -41,7 +41,7 @@ pub struct Site {
     want: AtomicU32,
     /// Where the thunk is: see thunk.rs for what is at which offset.
     thunk: AtomicUsize,
-    callbacks: Callbacks,
+    callbacks: &'static Callbacks,
     /// The opaque list that the callbacks read. Published by the control thread with Release; what it replaced may be
     /// freed after [`super::Engine::quiesce`].
     pub programs: AtomicPtr<()>,
@@ -53,15 +53,15 @@ pub struct Site {
 const _: () = assert!(std::mem::offset_of!(Site, addr) == 0);
 
 impl Site {
-    pub(super) fn new(addr: usize, callbacks: Callbacks) -> &'static Self {
-        Box::leak(Box::new(Self {
+    pub(super) fn new(addr: usize, callbacks: &'static Callbacks) -> Self {
+        Self {
             addr,
             want: AtomicU32::new(0),
             thunk: AtomicUsize::new(0),
             callbacks,
             programs: AtomicPtr::new(std::ptr::null_mut()),
             direct: AtomicPtr::new(Direct::long_way()),
-        }))
+        }
     }
 
     pub(super) fn set_want(&self, want: Want) {
@@ -86,7 +86,7 @@ impl Site {
     }
 
     #[inline(always)]
-    pub(super) fn callbacks(&self) -> Callbacks {
+    pub(super) fn callbacks(&self) -> &'static Callbacks {
         self.callbacks
     }
 

@@ -64,7 +64,6 @@ const COUNTED: u32 = 8;
 pub(crate) const FUNC: usize = offset_of!(Entry, bound) + offset_of!(Bound, func);
 pub(crate) const OWNER: usize = offset_of!(Entry, bound) + offset_of!(Bound, owner);
 pub(crate) const COOKIE: usize = offset_of!(Entry, bound) + offset_of!(Bound, cookie);
-pub(crate) const FUNC_IP: usize = offset_of!(Entry, bound) + offset_of!(Bound, func_ip);
 pub(crate) const ENABLED: usize = offset_of!(Entry, enabled);
 pub(crate) const SLOTS: usize = offset_of!(Entry, slots);
 pub(crate) const SLOT_COUNT: usize = offset_of!(Entry, slot_count);
@@ -160,23 +159,19 @@ impl Bound {
             owner: &session.owner,
             program,
             cookie,
-            func_ip: 0,
             at_entry: false,
         }
     }
 }
 
-/// What a site's `programs` word points to. Immutable once published.
-#[derive(Default)]
+/// What a site's `programs` word points to, alone or beside other sites: one list for all points of a link, mostly.
 pub struct Programs {
     /// Entry programs, newest first as in the kernel.
-    pub entry: Vec<Entry>,
+    entry: Box<[Entry]>,
     /// Return programs.
-    pub ret: Vec<Entry>,
-    /// The probed instruction is the first of a function that saves its frame pointer next (see `stack`).
-    pub at_entry: bool,
+    ret: Box<[Entry]>,
     /// Something of the agent's own, called instead of programs.
-    pub internal: Option<fn()>,
+    internal: Option<fn()>,
     direct: Direct,
 }
 
@@ -247,28 +242,40 @@ unsafe impl Send for Direct {}
 unsafe impl Sync for Direct {}
 
 impl Programs {
-    /// Makes `list` what `site` runs; `None`: nothing. What it was before may be freed after
+    /// Programs at entry and return. `at_entry`: the probed instruction is the first of a function that saves its frame
+    /// pointer next (see `stack`).
+    pub fn new(mut entry: Box<[Entry]>, ret: Box<[Entry]>, at_entry: bool) -> Self {
+        entry.iter_mut().for_each(|e| e.bound.at_entry = at_entry);
+        let unusual = entry.iter().any(|e| e.program.may_replace() || e.session() != 0);
+        let counted = entry.iter().chain(&ret).any(Entry::is_counted);
+        let direct = if unusual || counted {
+            Direct::default()
+        } else {
+            Direct { entry: List::of(&entry), ret: List::of(&ret) }
+        };
+        Self { entry, ret, internal: None, direct }
+    }
+
+    /// Something of the agent's own, before the probed instruction.
+    pub fn internal(call: fn()) -> Self {
+        let (entry, ret) = (Box::default(), Box::default());
+        Self { entry, ret, internal: Some(call), direct: Direct::default() }
+    }
+
+    /// Makes `list` what `site` runs; `None`: nothing. Gives what it ran before, of which this share may be dropped after
     /// [`crate::hook::Engine::quiesce`].
-    pub fn publish(list: Option<&mut Box<Programs>>, site: &Site) {
-        let mut programs = std::ptr::null_mut();
-        let mut direct = Direct::long_way();
-        if let Some(list) = list {
-            for e in list.entry.iter_mut().chain(&mut list.ret) {
-                e.bound.func_ip = site.addr as u64;
-            }
-            list.entry.iter_mut().for_each(|e| e.bound.at_entry = list.at_entry);
-            list.direct = Direct { entry: List::of(&list.entry), ret: List::of(&list.ret) };
-            let unusual = list.entry.iter().any(|e| e.program.may_replace() || e.session() != 0);
-            let counted = list.entry.iter().chain(&list.ret).any(Entry::is_counted);
-            if list.internal.is_none() && !unusual && !counted && process::is_known() {
-                direct = &raw mut list.direct;
-            }
-            programs = std::ptr::from_mut(&mut **list);
-        }
+    pub fn publish(list: Option<Arc<Programs>>, site: &Site) -> Option<Arc<Programs>> {
+        let programs = list.map_or(std::ptr::null(), Arc::into_raw);
+        // SAFETY: null, or the list, which the site keeps from here on.
+        let direct = unsafe { programs.as_ref() }
+            .filter(|_| process::is_known())
+            .map_or(Direct::long_way(), |list| (&raw const list.direct).cast_mut());
         // Release: pairs with the Acquire in `published`, and with the loads of the assembly (x86 keeps their order);
         // the list is complete. A hit in between runs the old list or the new one.
-        site.programs.store(programs.cast(), Ordering::Release);
+        let before = site.programs.swap(programs.cast_mut().cast(), Ordering::AcqRel);
         site.direct.store(direct, Ordering::Release);
+        // SAFETY: null, or what `into_raw` gave here an earlier time.
+        (!before.is_null()).then(|| unsafe { Arc::from_raw(before.cast::<Programs>().cast_const()) })
     }
 }
 
@@ -286,7 +293,7 @@ pub unsafe extern "C" fn on_entry(site: *const Site, regs: *mut PtRegs, carried:
     if let Some(internal) = programs.internal {
         internal();
     }
-    let this = Hit::probe(regs, Override::Allowed);
+    let this = Hit::probe(site, regs, Override::Allowed);
     each_and_send(&programs.entry, |entry, who| match entry.session() {
         0 => {
             run_event(entry, who, &this);
@@ -308,7 +315,7 @@ pub unsafe extern "C" fn on_return(site: *const Site, regs: *mut PtRegs, carried
     // SAFETY: as in `on_entry`.
     let site = unsafe { &*site };
     if let Some(programs) = published(site) {
-        let this = Hit::probe(regs, Override::Refused);
+        let this = Hit::probe(site, regs, Override::Refused);
         each_and_send(&programs.ret, |entry, who| match entry.session() {
             0 => {
                 run_event(entry, who, &this);
@@ -412,7 +419,7 @@ fn run(bound: &Bound, who: &Who, hit: &Hit, counted: Option<stats::Row>) -> Opti
             fuel: FUEL,
             pid_tgid: u64::from(who.pid) << 32 | u64::from(who.tid),
             cookie: bound.cookie,
-            func_ip: bound.func_ip,
+            func_ip: hit.func_ip,
             cpu,
             reserved: 0,
         },

@@ -17,6 +17,7 @@ pub mod stack;
 
 use crate::arch::PtRegs;
 use crate::arch::frame::Kept;
+use crate::hook::Site;
 use bpftime_shm::map::HashParts;
 use bpftime_shm::ring::LockId;
 use bpftime_shm::session::page::{OwnerWord, Page};
@@ -38,6 +39,8 @@ pub struct Hit {
     pub ctx: u64,
     /// The thread's registers; null for an event of the tool's own.
     pub regs: *const PtRegs,
+    /// Address of the probed instruction, or of the function for a return probe; 0 for other events.
+    pub func_ip: u64,
     /// Where the vector registers go before anything may write them; null: they are saved.
     pub(crate) vectors: *mut Kept,
     /// End of the list being run: arch/x86_64/runner.rs.
@@ -50,12 +53,12 @@ impl Hit {
     /// An event that is no probe, with the vector registers saved.
     pub fn event(ctx: u64, regs: *const PtRegs) -> Self {
         let (vectors, end) = (std::ptr::null_mut(), std::ptr::null());
-        Self { ctx, regs, vectors, end, replaced: Cell::new(Override::Refused) }
+        Self { ctx, regs, func_ip: 0, vectors, end, replaced: Cell::new(Override::Refused) }
     }
 
     /// A probe, with the vector registers saved. Where replacing is not refused, the thunk takes the result from `regs`.
-    pub fn probe(regs: *mut PtRegs, replaced: Override) -> Self {
-        Self { replaced: Cell::new(replaced), ..Self::event(regs as u64, regs) }
+    pub fn probe(site: &Site, regs: *mut PtRegs, replaced: Override) -> Self {
+        Self { func_ip: site.addr as u64, replaced: Cell::new(replaced), ..Self::event(regs as u64, regs) }
     }
 }
 
@@ -85,8 +88,6 @@ pub struct Bound {
     pub program: *const image::Program,
     /// The cookie of the link.
     pub cookie: u64,
-    /// Address of the probed instruction, or of the function for a return probe; 0 for other events.
-    pub func_ip: u64,
     /// Whether the registers are those at the first instruction of a function that has no frame yet.
     pub at_entry: bool,
 }

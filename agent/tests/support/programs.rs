@@ -66,9 +66,7 @@ pub fn entry(program: &Arc<Program>, session: &Arc<Session>) -> Entry {
 pub fn install(engine: &mut Engine, addr: usize, entry: Vec<Entry>, ret: Vec<Entry>) {
     let want = Want { entry: !entry.is_empty(), ret: !ret.is_empty() };
     let site = engine.attach(addr, want).unwrap_or_else(|e| panic!("{addr:#x}: {e}"));
-    let mut list = Box::<Programs>::default();
-    (list.entry, list.ret) = (entry, ret);
-    Programs::publish(Some(Box::leak(Box::new(list))), site);
+    std::mem::forget(Programs::publish(Some(Arc::new(Programs::new(entry.into(), ret.into(), false))), site));
     assert!(site.is_direct(), "run by the assembly");
 }
 
@@ -77,6 +75,6 @@ pub fn remove(engine: &mut Engine, addr: usize) {
     let site = engine.sites().find(|(s, _)| s.addr == addr).map(|(s, _)| s);
     engine.detach(addr);
     if let Some(site) = site {
-        Programs::publish(None, site);
+        std::mem::forget(Programs::publish(None, site));
     }
 }

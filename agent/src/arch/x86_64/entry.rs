@@ -146,6 +146,7 @@ macro_rules! probe_landing {
             "mov rax, [rbp + 176]",
             enter_or_8!(),
             "mov r8, [rax + {direct}]",
+            "mov r9, [rax]",
             "cmp dword ptr [r8 + {needs}], 0",
             "jne 7f",
             "22:",
@@ -275,14 +276,24 @@ unsafe extern "C" {
     fn bpft_entry_return_flags();
 }
 
-/// Where a thunk calls: `flags` says that the status flags are live at the site, `only_return` that it was made for a
-/// return probe alone (if more is wanted later, that routine notices, and passes on).
-pub(crate) fn landing(flags: bool, only_return: bool) -> usize {
-    let f = match (flags, only_return) {
-        (true, true) => bpft_entry_return_flags,
-        (false, true) => bpft_entry_return,
-        (true, false) => bpft_entry_common_flags,
-        (false, false) => bpft_entry_common,
-    };
-    f as unsafe extern "C" fn() as usize
+/// Where a thunk calls.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Landing {
+    /// The status flags are live at the site.
+    pub flags: bool,
+    /// It was made for a return probe alone (if more is wanted later, that routine notices, and passes on).
+    pub only_return: bool,
+}
+
+impl Landing {
+    /// The routine.
+    pub fn address(self) -> usize {
+        let f = match (self.flags, self.only_return) {
+            (true, true) => bpft_entry_return_flags,
+            (false, true) => bpft_entry_return,
+            (true, false) => bpft_entry_common_flags,
+            (false, false) => bpft_entry_common,
+        };
+        f as unsafe extern "C" fn() as usize
+    }
 }

@@ -34,6 +34,7 @@ global_asm!(
     "add rax, rdi",
     "mov [rbp - {slot}], rax",
     "mov r8, [rax + {site}]",
+    "mov r9, [r8]",
     "mov r8, [r8 + {direct}]",
     "cmp dword ptr [r8 + {needs}], 0",
     "jne 7f",

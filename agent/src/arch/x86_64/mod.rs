@@ -30,7 +30,7 @@ pub mod syscall;
 mod syscall_entry;
 pub mod tls;
 
-pub(crate) use entry::landing;
+pub(crate) use entry::Landing;
 pub use lean::leaves_vectors_alone;
 pub use regs::PtRegs;
 pub(crate) use syscall_entry::syscall_common;

@@ -20,8 +20,8 @@ use bpftime_vm::RunHeader;
 use std::arch::global_asm;
 use std::mem::offset_of;
 
-/// (rdi: first entry, rsi: behind the last, rdx: context, rcx: the thread's block, rbp: PtRegs, of which the scratch
-/// registers are there, rsp: [`frame::Below`]); clobbers what calls may.
+/// (rdi: first entry, rsi: behind the last, rdx: context, rcx: the thread's block, r9: [`Hit::func_ip`], rbp: PtRegs, of
+/// which the scratch registers are there, rsp: [`frame::Below`]); clobbers what calls may.
 pub(crate) type Routine = unsafe extern "C" fn();
 
 /// The frame of a list.
@@ -66,6 +66,7 @@ global_asm!(
     "mov [rsp + {end}], rsi",
     "mov [rsp + {ctx}], rdx",
     "mov [rsp + {regs}], rbp",
+    "mov [rsp + {func_ip}], r9",
     "lea rax, [rsp + {below}]",
     "mov [rsp + {vectors}], rax",
     "mov byte ptr [rsp + {replaced}], 0",
@@ -106,8 +107,6 @@ global_asm!(
     "mov qword ptr [rsp + {fuel}], {full}",
     "mov rax, [rdi + {entry_cookie}]",
     "mov [rsp + {cookie}], rax",
-    "mov rax, [rdi + {entry_func_ip}]",
-    "mov [rsp + {func_ip}], rax",
     "mov byte ptr [rsp + {reads}], 0",
     "mov dword ptr [rsp + {tail_calls}], 0",
     "mov dword ptr [rsp + {held}], 0",
@@ -160,6 +159,8 @@ global_asm!(
     keep_once!(),
     "mov rdi, [rsp + {bound}]",
     "lea rsi, [rsp + {hit_at}]",
+    "mov rax, [rsp + {func_ip}]",
+    "mov [rsp + {hit_func_ip}], rax",
     "call {run_one}",
     "jmp 4b",
     "8:", // something that most programs are not
@@ -195,6 +196,7 @@ global_asm!(
     ctx = const HIT + offset_of!(Hit, ctx),
     regs = const HIT + offset_of!(Hit, regs),
     replaced = const HIT + offset_of!(Hit, replaced),
+    hit_func_ip = const HIT + offset_of!(Hit, func_ip),
     pid_tgid = const offset_of!(RunHeader, pid_tgid),
     func_ip = const offset_of!(RunHeader, func_ip),
     cookie = const offset_of!(RunHeader, cookie),
@@ -220,7 +222,6 @@ global_asm!(
     traits = const enter::TRAITS,
     owner = const enter::OWNER,
     entry_cookie = const enter::COOKIE,
-    entry_func_ip = const enter::FUNC_IP,
     one_process = const enter::ONE_PROCESS,
     func = const enter::FUNC,
     slotless = const enter::SLOTLESS,

@@ -120,6 +120,7 @@ macro_rules! side {
             "lea rdx, [rsp + {record}]",
             "mov rdi, [r8 + {first}]",
             "mov rsi, [r8 + {last}]",
+            "xor r9d, r9d",
             "call [r8 + {run_list}]",
             thread_block!("rcx"),
             "6:",

@@ -39,6 +39,9 @@ impl Engine {
     pub fn expect(&mut self, sites: usize) {
         // A first instruction and, mostly, two more boundaries.
         self.traps.reserve(sites * 3);
+        self.entries.expect(sites);
+        self.sites.expect(sites);
+        self.records.expect(sites);
     }
 
     /// Ends the probe and restores the text byte for byte.
@@ -54,14 +57,14 @@ impl Engine {
 
     fn detach_some(&mut self, addrs: &[usize]) -> Vec<Detached> {
         let mut results = vec![Detached::Absent; addrs.len()];
-        let (mut at, mut entries) = (Vec::new(), Vec::new());
+        let (mut at, mut entries) = (Vec::new(), Vec::<Entry>::new());
         for (i, addr) in addrs.iter().enumerate() {
-            if self.entries.get(addr).is_some_and(|e| e.form != Form::Bare) {
+            if self.entries.get(*addr).is_some_and(|e| e.form != Form::Bare) {
                 at.push(i);
-                entries.extend(self.entries.remove(addr));
+                entries.extend(self.entries.take(*addr));
             }
         }
-        let mut leaving: Vec<&mut Entry> = entries.iter_mut().map(|e: &mut Box<Entry>| &mut **e).collect();
+        let mut leaving: Vec<&mut Entry> = entries.iter_mut().collect();
         for (i, result) in at.into_iter().zip(self.remove_all(&mut leaving)) {
             results[i] = result;
         }
@@ -70,22 +73,22 @@ impl Engine {
     }
 
     /// Puts an entry (back) into the table.
-    pub(super) fn enter(&mut self, e: Box<Entry>) {
+    pub(super) fn enter(&mut self, e: Entry) {
         if e.waits() {
             self.unsettled.insert(e.addr());
         }
-        self.entries.insert(e.addr(), e);
+        self.entries.put(e);
     }
 
     /// Everything up to the first change of the program's text, for which [`Engine::install_pending`] is there.
     fn prepare_probe(&mut self, addr: usize, want: Want) -> Result<&'static Site, CannotHook> {
         self.yield_calls(addr);
-        if let Some(e) = self.entries.get_mut(&addr)
+        if let Some(e) = self.entries.get_mut(addr)
             && e.form != Form::Bare
         {
             e.leaving = false;
-            e.site.set_want(want);
-            return Ok(e.site);
+            e.site().set_want(want);
+            return Ok(e.site());
         }
         if !self.maps.executable(addr) {
             self.maps = Maps::read();
@@ -95,11 +98,12 @@ impl Engine {
         }
         self.make_room(addr)?;
         let code = self.original(addr, NEARBY);
-        let site = self.entries.get(&addr).map_or_else(|| Site::new(addr, self.callbacks), |e| e.site);
+        let site = self.entries.get(addr).map(Entry::site);
+        let site = site.unwrap_or_else(|| self.sites.put(Site::new(addr, self.callbacks)));
         let entry = self.prepare(site, want, &code)?;
         site.set_want(want);
         // Others see what it claims; its text is as before, which is what they take it to be.
-        self.entries.insert(addr, Box::new(entry));
+        self.entries.put(entry);
         self.pending.push(addr);
         Ok(site)
     }
@@ -107,13 +111,12 @@ impl Engine {
     /// Writes the patches of all sites that are prepared.
     pub(super) fn install_pending(&mut self) {
         let pending = std::mem::take(&mut self.pending);
-        let mut batch: Vec<Box<Entry>> =
-            pending.iter().filter_map(|addr| self.entries.remove(addr)).collect();
+        let mut batch: Vec<Entry> = pending.iter().filter_map(|addr| self.entries.take(*addr)).collect();
         let results = self.install_all(&mut batch);
         for (mut e, result) in batch.into_iter().zip(results) {
             let addr = e.addr();
             if let Err(error) = result {
-                e.site.set_want(Want::default());
+                e.site().set_want(Want::default());
                 self.leave_pad(&mut e);
                 e.form = Form::Bare;
                 self.refused.insert(addr, error);
@@ -126,10 +129,10 @@ impl Engine {
         }
     }
 
-    fn install_all(&mut self, batch: &mut [Box<Entry>]) -> Vec<Result<(), CannotHook>> {
+    fn install_all(&mut self, batch: &mut [Entry]) -> Vec<Result<(), CannotHook>> {
         let blocked = !batch.is_empty() && self.trap_blocker().is_some();
         // No int3 while a thread blocks SIGTRAP: such patches have no inner boundary.
-        let at_once = |e: &Entry| blocked && e.thunk.moved.len() == 1 && e.form != Form::Trap;
+        let at_once = |e: &Entry| blocked && e.thunk.count == 1 && e.form != Form::Trap;
         batch.iter().for_each(|e| self.announce(e));
         let pads: Vec<_> = batch.iter().map(|e| e.way_to_pad()).collect();
         let mut results = self.walk(&pads);
@@ -151,7 +154,7 @@ impl Engine {
 
     /// Tells the SIGTRAP handler of a site's breakpoints to come.
     fn announce(&mut self, e: &Entry) {
-        e.site.set_thunk(e.thunk.at);
+        e.site().set_thunk(e.thunk.at);
         self.traps.set(e.addr(), e.thunk.at);
         if e.form == Form::Jump {
             self.announce_boundaries(e);

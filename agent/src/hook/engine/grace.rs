@@ -12,7 +12,8 @@ impl Engine {
     /// No thread goes to the padding any more, but one may be suspended on its jump: restored, it would run into
     /// whatever follows. So the bytes come back when every thread was seen elsewhere.
     pub(super) fn leave_pad(&mut self, e: &mut Entry) {
-        let Some(at) = e.pad.take() else { return };
+        let Some(at) = e.pad() else { return };
+        e.pad = None;
         if let Some(pad) = self.pads.get_mut(&at) {
             pad.leaving = Some(self.grace.begun);
             self.left_pads.insert(at);
@@ -41,7 +42,7 @@ impl Engine {
 
     /// Advances the grace period, if anything waits for one.
     pub(super) fn look_around(&mut self) {
-        let entries = self.unsettled.iter().filter_map(|at| self.entries.get(at));
+        let entries = self.unsettled.iter().filter_map(|at| self.entries.get(*at));
         let fenced = entries.filter(|e| e.form == Form::Fenced).map(|e| (e.covers(), e.since));
         let pads =
             self.left_pads.iter().filter_map(|at| Some((*at..*at + JUMP, self.pads.get(at)?.leaving?)));
@@ -65,7 +66,7 @@ impl Engine {
 
     /// trap -> fenced, if the jump can follow once no thread is inside.
     pub(super) fn start_grace(&mut self, addr: usize) {
-        let Some(mut e) = self.entries.remove(&addr) else { return };
+        let Some(mut e) = self.entries.take(addr) else { return };
         e.hopeless |= !self.try_fence(&mut e);
         self.enter(e);
     }
@@ -73,20 +74,20 @@ impl Engine {
     pub(super) fn try_fence(&mut self, e: &mut Entry) -> bool {
         let addr = e.addr();
         let mut code = self.original(addr, FUNCTION);
-        code[..e.original.len()].copy_from_slice(&e.original);
+        let original = e.thunk.original();
+        code[..original.len()].copy_from_slice(original);
         let Some(w) = Window::at(&code, addr as u64) else { return false };
         let end = w.insns.last().map_or(addr, |i| i.next_ip() as usize);
         if !w.never_entered(&code) || !self.unclaimed(&(addr..end), addr) {
             return false;
         }
-        self.landing = e.thunk.landing;
-        let Ok(Some(thunk)) = self.build_near(e.site, &w.insns, &code, addr + JUMP, [false; 4]) else {
+        self.landing = e.thunk.landing.unwrap_or_default();
+        let Ok(Some(thunk)) = self.build_near(e.site(), &w.insns, &code, addr + JUMP, [false; 4]) else {
             return false;
         };
-        e.site.set_thunk(thunk.at);
+        e.site().set_thunk(thunk.at);
         self.traps.set(addr, thunk.at);
         e.thunk = thunk;
-        e.original = code[..end - addr].to_vec();
         if self.fence_boundaries(e).is_err() {
             return false;
         }
@@ -97,9 +98,9 @@ impl Engine {
 
     /// One step for a waiting site; true if it still waits.
     pub(super) fn advance(&mut self, addr: usize) -> bool {
-        let Some(mut e) = self.entries.remove(&addr) else { return false };
+        let Some(mut e) = self.entries.take(addr) else { return false };
         let waits = self.advance_entry(&mut e);
-        self.entries.insert(addr, e);
+        self.entries.put(e);
         waits
     }
 

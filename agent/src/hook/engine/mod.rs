@@ -1,15 +1,18 @@
 //! Attaching and detaching: the control thread's side.
 
 mod batch;
+mod entries;
 mod grace;
 mod patch;
 mod prepare;
 mod syscall;
 
 pub use batch::BATCH;
+use entries::Entries;
 pub use syscall::{Call, fits_a_line, short_reaches};
 
-use super::made::Moved;
+use super::keep::Keep;
+use super::made::{Made, Records};
 use super::maps::Maps;
 use super::near::Near;
 use super::plan::{JUMP, SHORT};
@@ -19,9 +22,10 @@ use super::thread::{self, Mute};
 use super::trap::Traps;
 use super::{Callbacks, Site, Want};
 use crate::arch::relocate::CannotMove;
-use crate::arch::sys;
+use crate::arch::{Landing, sys};
 use crate::signals;
 use std::collections::{BTreeMap, BTreeSet};
+use std::num::NonZeroI16;
 use std::ops::Range;
 use std::sync::atomic::Ordering::*;
 use std::time::{Duration, Instant};
@@ -99,42 +103,37 @@ pub enum Detached {
     Absent,
 }
 
-#[derive(Clone)]
-struct Built {
-    at: usize,
-    /// Which routine it calls.
-    landing: usize,
-    /// By displaced instruction.
-    moved: &'static [Moved],
-}
-
-impl Built {
-    /// By displaced instruction: offset from the site, address of the copy.
-    fn copies(&self) -> impl Iterator<Item = (usize, usize)> + use<> {
-        let at = self.at;
-        self.moved.iter().map(move |(from, to)| (*from as usize, at + *to as usize))
-    }
-}
-
+/// A site as the engine knows it. Small, as [`Made`].
+#[derive(Clone, Copy)]
 struct Entry {
-    site: &'static Site,
-    form: Form,
-    thunk: Built,
-    /// The original bytes of the instructions from the site on.
-    original: Vec<u8>,
-    first_len: usize,
-    /// Address of the padding in use.
-    pad: Option<usize>,
+    thunk: &'static Made,
+    /// Distance of the padding in use, within reach of a short jump.
+    pad: Option<NonZeroI16>,
     /// Waits for a grace period after this one.
-    since: u64,
+    since: u32,
+    form: Form,
+    first_len: u8,
     /// Never try to upgrade again.
     hopeless: bool,
     leaving: bool,
+    /// Somebody works on a copy: see entries.rs.
+    out: bool,
 }
 
 impl Entry {
     fn addr(&self) -> usize {
-        self.site.addr
+        self.thunk.site.addr
+    }
+    fn site(&self) -> &'static Site {
+        self.thunk.site
+    }
+    /// Address of the padding in use.
+    fn pad(&self) -> Option<usize> {
+        self.pad.map(|distance| self.addr().wrapping_add_signed(distance.get().into()))
+    }
+    fn with_pad(self, at: Option<usize>) -> Self {
+        let distance = |at: usize| NonZeroI16::new(at.wrapping_sub(self.addr()) as i16);
+        Self { pad: at.and_then(distance), ..self }
     }
     /// Bytes that differ from the original.
     fn covers(&self) -> Range<usize> {
@@ -161,15 +160,15 @@ struct Pad {
     owner: usize,
     target: usize,
     /// Nobody jumps here any more, but threads may be suspended on it until a grace period after this one.
-    leaving: Option<u64>,
+    leaving: Option<u32>,
 }
 
 /// Grace periods, as in RCU: at the end of one, every thread was seen outside of all windows that wait, since its
 /// beginning.
 #[derive(Default)]
 struct Grace {
-    begun: u64,
-    ended: u64,
+    begun: u32,
+    ended: u32,
     running: Option<Suspects>,
     looked: Option<Instant>,
 }
@@ -183,18 +182,21 @@ struct Look {
 
 /// The one engine of a process.
 pub struct Engine {
-    callbacks: Callbacks,
+    callbacks: &'static Callbacks,
+    /// Sites, and records of thunks, that are never freed.
+    sites: Keep<Site>,
+    records: Records,
     text: Text,
     near: Near,
     maps: Maps,
     traps: Traps,
     /// By address; also detached ones, whose thunks are used again.
-    entries: BTreeMap<usize, Box<Entry>>,
+    entries: Entries,
     pads: BTreeMap<usize, Pad>,
     grace: Grace,
     blocks_trap: Option<Look>,
     /// Where the thunk being built will call.
-    landing: usize,
+    landing: Landing,
     /// Which entries are system calls and not probes.
     calls: BTreeSet<usize>,
     /// Prepared and entered, not written yet: batch.rs.
@@ -222,16 +224,18 @@ impl Engine {
         let near = Near::new(!text.writes_through());
         let maps = Maps::read();
         Self {
-            callbacks,
+            callbacks: Box::leak(Box::new(callbacks)),
+            sites: Keep::default(),
+            records: Records::default(),
             text,
             near,
             maps,
             traps: Traps::default(),
-            entries: BTreeMap::new(),
+            entries: Entries::default(),
             pads: BTreeMap::new(),
             grace: Grace::default(),
             blocks_trap: None,
-            landing: 0,
+            landing: Landing::default(),
             calls: BTreeSet::new(),
             pending: Vec::new(),
             refused: BTreeMap::new(),
@@ -243,21 +247,26 @@ impl Engine {
     /// The probed addresses and how they are patched.
     pub fn sites(&self) -> impl Iterator<Item = (&'static Site, Form)> + '_ {
         let probes = self.entries.values().filter(|e| !self.calls.contains(&e.addr()));
-        probes.filter(|e| e.form != Form::Bare && !e.leaving).map(|e| (e.site, e.form))
+        probes.filter(|e| e.form != Form::Bare && !e.leaving).map(|e| (e.site(), e.form))
+    }
+
+    /// The site of an address that is probed or was.
+    pub fn site(&self, addr: usize) -> Option<&'static Site> {
+        self.entries.get(addr).map(Entry::site)
     }
 
     /// The bytes that stood at a probed address before the patch.
     pub fn displaced(&self, addr: usize) -> Option<&[u8]> {
-        self.entries.get(&addr).map(|e| e.original.as_slice())
+        self.entries.get(addr).map(|e| e.thunk.original())
     }
 
     /// Forgets sites in memory that was unmapped, without touching it.
     pub fn forget_unmapped(&mut self, ranges: &[Range<usize>]) {
-        for e in self.entries.values_mut().filter(|e| ranges.iter().any(|r| r.contains(&e.site.addr))) {
-            e.site.set_want(Want::default());
-            self.traps.forget(e.site.addr);
+        for e in self.entries.values_mut().filter(|e| ranges.iter().any(|r| r.contains(&e.addr()))) {
+            e.site().set_want(Want::default());
+            self.traps.forget(e.addr());
             for (off, _) in e.thunk.copies() {
-                self.traps.forget(e.site.addr + off);
+                self.traps.forget(e.addr() + off);
             }
             e.form = Form::Bare;
             e.pad = None;
@@ -273,7 +282,7 @@ impl Engine {
         let _quiet = Mute::new();
         self.look_around();
         let mut waiting = std::mem::take(&mut self.unsettled);
-        waiting.retain(|addr| self.entries.get(addr).is_some_and(|e| e.waits()) && self.advance(*addr));
+        waiting.retain(|addr| self.entries.get(*addr).is_some_and(|e| e.waits()) && self.advance(*addr));
         self.unsettled.append(&mut waiting);
         self.unsettled.len() + self.restore_pads()
     }

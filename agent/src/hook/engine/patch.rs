@@ -19,7 +19,7 @@ impl Entry {
     /// bare -> trap -> fenced -> `form`. Where the boundaries must keep their int3, the jump has it there.
     pub(super) fn way_in(&self, form: Form) -> Way {
         let inner = self.inner(form);
-        let patch = match (form, self.pad) {
+        let patch = match (form, self.pad()) {
             (Form::Fenced | Form::Jump, _) => jump(self.addr(), self.thunk.at).to_vec(),
             (Form::Short, Some(pad)) => short(self.addr(), pad).to_vec(),
             _ => return vec![self.each(&[0], &[INT3])],
@@ -41,7 +41,7 @@ impl Entry {
             return Vec::new();
         }
         let inner = self.inner(self.form);
-        let original = &self.original[..self.covers().len().min(self.original.len())];
+        let original = &self.thunk.original()[..self.covers().len().min(self.thunk.original().len())];
         let (trap, jump) = (self.form == Form::Trap, self.form == Form::Jump);
         vec![
             self.each(if trap { &[] } else { &[0] }, &[INT3]),
@@ -54,7 +54,7 @@ impl Entry {
 
     /// The jump in padding that it takes.
     pub(super) fn way_to_pad(&self) -> Way {
-        self.pad.map(|pad| vec![(pad, jump(pad, self.thunk.at).to_vec())]).into_iter().collect()
+        self.pad().map(|pad| vec![(pad, jump(pad, self.thunk.at).to_vec())]).into_iter().collect()
     }
 
     /// The boundaries that are int3 on the way to and from `form`.
@@ -116,7 +116,7 @@ impl Engine {
     /// For processes with threads that block SIGTRAP. Only single-instruction patches: no thread is ever inside.
     pub(super) fn install_at_once(&mut self, e: &mut Entry) -> Result<(), CannotHook> {
         let addr = e.addr();
-        let bytes = match e.pad {
+        let bytes = match e.pad() {
             Some(pad) => short(addr, pad).to_vec(),
             None => jump(addr, e.thunk.at).to_vec(),
         };
@@ -174,7 +174,7 @@ impl Engine {
         // In one store: no thread is inside the window, since its boundaries trapped or do not exist.
         let at_once = |e: &Entry| blocked && e.form != Form::Trap && e.form != Form::Fenced;
         for e in entries.iter_mut() {
-            e.site.set_want(Want::default());
+            e.site().set_want(Want::default());
             e.leaving = true;
         }
         let ways: Vec<_> = entries.iter().map(|e| if at_once(e) { vec![] } else { e.way_back() }).collect();
@@ -182,7 +182,7 @@ impl Engine {
         let mut pads = Vec::with_capacity(entries.len());
         for (e, walked) in entries.iter_mut().zip(&walked) {
             let restored = if at_once(e) { self.restore_at_once(e) } else { walked.is_ok() };
-            pads.push(restored.then_some(e.pad));
+            pads.push(restored.then_some(e.pad()));
             if restored {
                 self.traps.retire(e.addr());
                 e.boundaries().for_each(|off| self.traps.retire(e.addr() + off));
@@ -207,20 +207,21 @@ impl Engine {
     }
 
     fn restore_at_once(&mut self, e: &Entry) -> bool {
-        let len = e.covers().len().min(e.original.len());
-        self.text.write_at_once(e.addr(), &e.original[..len]) == Some(true)
+        let original = e.thunk.original();
+        let len = e.covers().len().min(original.len());
+        self.text.write_at_once(e.addr(), &original[..len]) == Some(true)
     }
 
     /// Makes a site cover nothing but its first instruction, without a moment in which a hit is missed.
     pub(super) fn narrow(&mut self, addr: usize) -> Result<(), CannotHook> {
-        let Some(mut e) = self.entries.remove(&addr) else { return Ok(()) };
+        let Some(mut e) = self.entries.take(addr) else { return Ok(()) };
         let result = self.narrow_entry(&mut e);
-        self.entries.insert(addr, e);
+        self.entries.put(e);
         result
     }
 
     pub(super) fn narrow_entry(&mut self, e: &mut Entry) -> Result<(), CannotHook> {
-        if e.form == Form::Bare || e.thunk.moved.len() == 1 {
+        if e.form == Form::Bare || e.thunk.count == 1 {
             return Ok(());
         }
         if let Some(tid) = self.trap_blocker() {
@@ -228,21 +229,20 @@ impl Engine {
         }
         let code = self.original_of(e);
         let first = flow::decode(&code, e.addr() as u64).next().ok_or(CannotHook::NotCode(e.addr()))?;
-        self.landing = e.thunk.landing;
-        let short = self.build_short(e.site, &first, &code)?;
+        self.landing = e.thunk.landing.unwrap_or_default();
+        let short = self.build_short(e.site(), &first, &code)?;
         let (pad, thunk) = match short {
             Some((pad, t)) => (Some(pad), t),
-            None => (None, self.build_anywhere(e.site, &[first], &code)?),
+            None => (None, self.build_anywhere(e.site(), &[first], &code)?),
         };
         self.back_to_trap(e)?;
-        e.site.set_thunk(thunk.at);
+        e.site().set_thunk(thunk.at);
         self.traps.set(e.addr(), thunk.at);
         e.thunk = thunk;
-        e.original.truncate(e.first_len);
         e.hopeless = true;
         if let Some(at) = pad {
             self.put(at, &jump(at, e.thunk.at))?;
-            e.pad = pad;
+            *e = e.with_pad(pad);
             self.put_short(e)?;
             e.form = Form::Short;
         }
@@ -252,8 +252,9 @@ impl Engine {
     /// As `original`, for an entry that was taken out of the table.
     pub(super) fn original_of(&mut self, e: &Entry) -> Vec<u8> {
         let mut code = self.original(e.addr(), NEARBY);
-        let n = e.covers().len().min(e.original.len()).min(code.len());
-        code[..n].copy_from_slice(&e.original[..n]);
+        let original = e.thunk.original();
+        let n = e.covers().len().min(original.len()).min(code.len());
+        code[..n].copy_from_slice(&original[..n]);
         code
     }
 }

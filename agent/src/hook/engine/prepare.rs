@@ -1,10 +1,11 @@
 //! Choosing a form for a site and building its thunk. Nothing of the program is touched here.
 
-use super::{Built, CannotHook, Engine, Entry, Form, INT3, Look, Pad};
-use crate::arch::{flow, landing, sys};
+use super::{CannotHook, Engine, Entry, Form, INT3, Look, Pad};
+use crate::arch::{Landing, flow, sys};
+use crate::hook::made::Made;
 use crate::hook::near::Fixed;
 use crate::hook::plan::{self, JUMP, SHORT, Window};
-use crate::hook::{Site, Want, made, tasks, thunk};
+use crate::hook::{Site, Want, tasks, thunk};
 use iced_x86::Instruction;
 use std::ops::Range;
 use std::time::{Duration, Instant};
@@ -26,11 +27,9 @@ impl Engine {
                 code[at + i - addr] = *b;
             }
         };
-        for e in
-            self.entries.range(addr.saturating_sub(256)..end).map(|(_, e)| e).filter(|e| e.form != Form::Bare)
-        {
-            let touched = e.covers().len();
-            put(e.addr(), &e.original[..touched.min(e.original.len())]);
+        for e in self.entries.range(addr.saturating_sub(256)..end).filter(|e| e.form != Form::Bare) {
+            let (touched, original) = (e.covers().len(), e.thunk.original());
+            put(e.addr(), &original[..touched.min(original.len())]);
         }
         for (at, pad) in self.pads.range(addr.saturating_sub(JUMP)..end) {
             put(*at, &pad.original);
@@ -43,12 +42,11 @@ impl Engine {
         let earlier: Vec<_> = self
             .entries
             .range(addr.saturating_sub(16)..addr)
-            .filter(|(_, e)| e.form != Form::Bare)
-            .map(|(a, e)| (*a, e.first_len, e.covers().contains(&addr)))
+            .filter(|e| e.form != Form::Bare)
+            .map(|e| (e.addr(), e.first_len as usize, e.covers().contains(&addr), e.thunk))
             .collect();
-        for (site, first_len, covered) in earlier {
-            let e = &self.entries[&site];
-            let boundary = e.thunk.copies().any(|(off, _)| site + off == addr);
+        for (site, first_len, covered, thunk) in earlier {
+            let boundary = thunk.copies().any(|(off, _)| site + off == addr);
             if addr < site + first_len || (covered && !boundary) {
                 return Err(CannotHook::InsideInstruction { addr, site });
             }
@@ -64,11 +62,11 @@ impl Engine {
     /// True when no other site's patch or padding, and no other site's address, lies in `range`.
     pub(super) fn unclaimed(&self, range: &Range<usize>, but: usize) -> bool {
         let apart = |r: Range<usize>| r.end <= range.start || range.end <= r.start;
-        let sites = self.entries.range(range.start.saturating_sub(16)..range.end).map(|(_, e)| e);
+        let sites = self.entries.range(range.start.saturating_sub(16)..range.end);
         let pads = self.pads.range(range.start.saturating_sub(JUMP)..range.end);
         sites
             .filter(|e| e.addr() != but && e.form != Form::Bare)
-            .all(|e| apart(e.addr()..e.addr() + e.first_len.max(1)) && apart(e.covers()))
+            .all(|e| apart(e.addr()..e.addr() + (e.first_len as usize).max(1)) && apart(e.covers()))
             && pads
                 .filter(|(_, p)| p.owner != but || p.leaving.is_none())
                 .all(|(at, _)| apart(*at..*at + JUMP))
@@ -82,27 +80,30 @@ impl Engine {
         code: &[u8],
     ) -> Result<Entry, CannotHook> {
         let addr = site.addr;
-        self.landing = landing(flow::status_flags_live(code, addr as u64), want == Want::RETURN);
+        let flags = flow::status_flags_live(code, addr as u64);
+        self.landing = Landing { flags, only_return: want == Want::RETURN };
         let first = flow::decode(code, addr as u64).next().ok_or(CannotHook::NotCode(addr))?;
         if code[0] == INT3 {
             return Err(CannotHook::Breakpoint(addr));
         }
-        let entry = |form, thunk, insns: &[Instruction], pad| Entry {
-            site,
-            form,
-            thunk,
-            original: code[..insns.iter().map(|i| i.len()).sum::<usize>().max(1)].to_vec(),
-            first_len: first.len(),
-            pad,
-            since: 0,
-            hopeless: false,
-            leaving: false,
+        let entry = |form, thunk, pad| {
+            let entry = Entry {
+                form,
+                thunk,
+                first_len: first.len() as u8,
+                pad: None,
+                since: 0,
+                hopeless: false,
+                leaving: false,
+                out: false,
+            };
+            entry.with_pad(pad)
         };
         let blocker = self.trap_blocker();
         if first.len() >= JUMP
             && let Some(t) = self.build_near(site, &[first], code, addr + JUMP, [false; 4])?
         {
-            return Ok(entry(Form::Jump, t, &[first], None));
+            return Ok(entry(Form::Jump, t, None));
         }
         if blocker.is_none()
             && let Some(w) = Window::at(code, addr as u64)
@@ -110,16 +111,16 @@ impl Engine {
             && self.unclaimed(&(addr..w.insns.last().map_or(addr, |i| i.next_ip() as usize)), addr)
             && let Ok(Some(t)) = self.build_near(site, &w.insns, code, addr + JUMP, w.fixed())
         {
-            return Ok(entry(Form::Jump, t, &w.insns, None));
+            return Ok(entry(Form::Jump, t, None));
         }
         if let Some((pad, t)) = self.build_short(site, &first, code)? {
-            return Ok(entry(Form::Short, t, &[first], Some(pad)));
+            return Ok(entry(Form::Short, t, Some(pad)));
         }
         if let Some(tid) = blocker {
             return Err(CannotHook::TrapBlocked { addr, tid });
         }
         let t = self.build_anywhere(site, &[first], code)?;
-        Ok(entry(Form::Trap, t, &[first], None))
+        Ok(entry(Form::Trap, t, None))
     }
 
     pub(super) fn build_short(
@@ -127,7 +128,7 @@ impl Engine {
         site: &'static Site,
         first: &Instruction,
         code: &[u8],
-    ) -> Result<Option<(usize, Built)>, CannotHook> {
+    ) -> Result<Option<(usize, &'static Made)>, CannotHook> {
         if first.len() < SHORT {
             return Ok(None);
         }
@@ -154,7 +155,7 @@ impl Engine {
         code: &[u8],
         from: usize,
         fixed: Fixed,
-    ) -> Result<Option<Built>, CannotHook> {
+    ) -> Result<Option<&'static Made>, CannotHook> {
         if let Some(t) = self.reuse(site.addr, insns, code, from, fixed) {
             return Ok(Some(t));
         }
@@ -168,7 +169,7 @@ impl Engine {
         site: &'static Site,
         insns: &[Instruction],
         code: &[u8],
-    ) -> Result<Built, CannotHook> {
+    ) -> Result<&'static Made, CannotHook> {
         if let Some(t) = self.build_near(site, insns, code, site.addr + JUMP, [false; 4])? {
             return Ok(t);
         }
@@ -184,19 +185,20 @@ impl Engine {
         code: &[u8],
         from: usize,
         fixed: Fixed,
-    ) -> Option<Built> {
-        let e = self.entries.get(&addr).filter(|e| e.form == Form::Bare)?;
+    ) -> Option<&'static Made> {
+        let e = self.entries.get(addr).filter(|e| e.form == Form::Bare)?;
         let len: usize = insns.iter().map(|i| i.len()).sum();
         let disp = i32::try_from(e.thunk.at as i64 - from as i64).ok()?.to_le_bytes();
         let fits = fixed.iter().zip(disp).all(|(f, b)| !f || b == INT3);
         // The landing for return probes passes on what is not for it.
-        let lands = [self.landing, landing(true, true)].contains(&e.thunk.landing)
-            || e.thunk.landing == landing(false, true) && self.landing == landing(false, false);
+        let lands = e.thunk.landing.is_some_and(|l| {
+            l == self.landing || l.only_return && (l.flags || l.flags == self.landing.flags)
+        });
         let same = lands
-            && e.thunk.moved.len() == insns.len()
-            && e.original.len() == len
-            && code.starts_with(&e.original);
-        (fits && same).then(|| e.thunk.clone())
+            && e.thunk.count as usize == insns.len()
+            && e.thunk.original().len() == len
+            && code.starts_with(e.thunk.original());
+        (fits && same).then_some(e.thunk)
     }
 
     pub(super) fn build(
@@ -205,17 +207,18 @@ impl Engine {
         site: &'static Site,
         insns: &[Instruction],
         code: &[u8],
-    ) -> Result<Built, CannotHook> {
+    ) -> Result<&'static Made, CannotHook> {
         let landing = self.landing;
-        let made = thunk::assemble(at, std::ptr::from_ref(site) as usize, landing, insns, code)?;
+        let made = thunk::assemble(at, std::ptr::from_ref(site) as usize, landing.address(), insns, code)?;
         let written =
             if self.near.paged { write_paged(at, &made.bytes) } else { self.text.write(at, &made.bytes) };
         if !written {
             return Err(CannotHook::NoMemory(site.addr));
         }
         let moved = insns.iter().zip(&made.starts).map(|(i, start)| (i.ip() as usize - site.addr, *start));
-        let moved = made::remember(at, made.bytes.len(), site.addr, moved);
-        Ok(Built { at, landing, moved })
+        let len = insns.iter().map(|i| i.len()).sum();
+        let made = (at, made.bytes.len());
+        Ok(self.records.remember(made, site, Some(landing), moved, &code[..len]))
     }
 
     /// A thread that blocks SIGTRAP, if any. Looking takes 20 us per thread, and 20 ms if there is one: not repeated

@@ -7,12 +7,13 @@
 //! jump to a 5-byte one in padding. What cannot be taken back is left as a detour without effect.
 
 use super::patch::{jump, short};
-use super::{Built, CannotHook, Engine, Entry, Form, INT3, Pad};
+use super::{CannotHook, Engine, Entry, Form, INT3, Pad};
 use crate::arch::syscall::{ROOM, Refs, assemble};
 use crate::arch::{flow, relocate, syscall_common};
+use crate::hook::made::Made;
 use crate::hook::plan::{JUMP, SHORT};
 use crate::hook::syscall::SyscallSite;
-use crate::hook::{Mute, Site, made, thunk};
+use crate::hook::{Mute, Site, thunk};
 use iced_x86::Instruction;
 use std::ops::Range;
 
@@ -82,7 +83,7 @@ impl Engine {
             if !written.contains(&call.from) {
                 self.leave_pad(&mut entry);
             } else {
-                self.entries.insert(call.from, Box::new(entry));
+                self.entries.put(entry);
                 self.calls.insert(call.from);
                 done.push(call);
             }
@@ -97,15 +98,15 @@ impl Engine {
             .iter()
             .filter(|f| self.calls.contains(f))
             .filter_map(|f| {
-                let e = self.entries.get(f)?;
+                let e = self.entries.get(*f)?;
                 let len = if e.pad.is_some() { SHORT } else { JUMP };
-                Some((*f, e.original.get(..len)?.to_vec()))
+                Some((*f, e.thunk.original().get(..len)?.to_vec()))
             })
             .collect();
         let written = self.text.write_each_at_once(&restore);
         for addr in &written {
             self.calls.remove(addr);
-            if let Some(mut e) = self.entries.remove(addr) {
+            if let Some(mut e) = self.entries.take(*addr) {
                 e.thunk.copies().for_each(|(off, _)| self.traps.retire(addr + off));
                 self.leave_pad(&mut e);
             }
@@ -116,7 +117,7 @@ impl Engine {
     /// Forgets calls in memory that was unmapped, after [`Engine::forget_unmapped`] of the same.
     pub fn forget_calls(&mut self, from: &[usize]) {
         for addr in from.iter().filter(|a| self.calls.remove(a)) {
-            self.entries.remove(addr);
+            self.entries.take(*addr);
         }
     }
 
@@ -157,17 +158,17 @@ impl Engine {
         if let Some(pad) = call.pad {
             self.take_pad(pad, from, thunk.at)?;
         }
-        Ok(Entry {
-            site: Site::new(from, self.callbacks),
+        let entry = Entry {
             form: if call.pad.is_some() { Form::Short } else { Form::Jump },
             thunk,
-            original: code[..end - from].to_vec(),
-            first_len: insns[0].len(),
-            pad: call.pad,
+            first_len: insns[0].len() as u8,
+            pad: None,
             since: 0,
             hopeless: true,
             leaving: false,
-        })
+            out: false,
+        };
+        Ok(entry.with_pad(call.pad))
     }
 
     /// Writes the jump into padding, where no thread is: not while one may be left over from an earlier jump there.
@@ -189,7 +190,7 @@ impl Engine {
         before: &[Instruction],
         displaced: &[Instruction],
         code: &[u8],
-    ) -> Result<Built, CannotHook> {
+    ) -> Result<&'static Made, CannotHook> {
         let mut moved = relocate::relocate(before, code, at as u64)?;
         // Without the jump to the instruction behind: the system call's gate follows.
         let jump = |len: usize| {
@@ -226,8 +227,9 @@ impl Engine {
         }
         let len = moved.code.len();
         let moved = displaced.iter().zip(starts).map(|(i, start)| (i.ip() as usize - call.from, start));
-        let moved = made::remember(at, len, call.from, moved);
-        Ok(Built { at, landing: 0, moved })
+        let displaced: usize = displaced.iter().map(|i| i.len()).sum();
+        let probe = self.sites.put(Site::new(call.from, self.callbacks));
+        Ok(self.records.remember((at, len), probe, None, moved, &code[..displaced]))
     }
 }
 
