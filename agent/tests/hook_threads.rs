@@ -93,7 +93,7 @@ fn a_muted_thread_is_not_seen() {
 fn a_thread_that_blocks_sigtrap_survives() {
     let mut engine = engine();
     assert_eq!(SHAPES.int("sh_deaf_start")(0), 1);
-    // The engine believes for up to 10 ms what it saw of the threads: here, for the test before this one.
+    // The engine believes for some ms what it saw of the threads: here, for the test before this one.
     std::thread::sleep(Duration::from_millis(20));
     let before = SHAPES.text("sh_plain", 32);
     for _ in 0..20 {

@@ -224,10 +224,11 @@ impl Engine {
     /// A thread that blocks SIGTRAP, if any. Looking takes 20 us per thread, and 20 ms if there is one: not repeated
     /// for every site when many are attached to a process of many threads.
     pub(super) fn trap_blocker(&mut self) -> Option<i32> {
-        // A thread can always begin to block it a moment after the look; a look per site would only cost. Of many threads
-        // it takes a share of the processor that they leave us: not more than half of the time is spent on it.
+        // A thread can always begin to block it a moment after the look, and is killed if it runs into an int3 then: what was
+        // found is believed no longer than it takes to write a batch. A look per site would only cost; but of many threads it
+        // takes a share of the processor that they leave us.
         const NONE: Duration = Duration::from_millis(1);
-        const MOST: Duration = Duration::from_millis(10);
+        const MOST: Duration = Duration::from_millis(2);
         const ONE: Duration = Duration::from_millis(200);
         if let Some(last) = &self.blocks_trap {
             let valid = if last.found.is_some() { ONE } else { last.took.clamp(NONE, MOST) };
