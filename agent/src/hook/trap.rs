@@ -11,6 +11,8 @@ struct Table {
     /// Open addressing, at most five sixths full. Keys are never removed. As large as it has to be: many are used little.
     cells: Box<[(AtomicUsize, AtomicUsize)]>,
     older: Option<&'static Table>,
+    /// How many keys it takes yet. For the control thread.
+    room: AtomicUsize,
 }
 
 static NEWEST: AtomicPtr<Table> = AtomicPtr::new(std::ptr::null_mut());
@@ -44,26 +46,22 @@ fn target(addr: usize) -> Option<&'static AtomicUsize> {
     tables.map(|table| table.cell(addr)).find(|cell| cell.0.load(Acquire) == addr).map(|cell| &cell.1)
 }
 
-/// What the control thread keeps besides: how many keys there are, and how many the newest table has room for yet.
+/// The control thread's right to change the tables.
 #[derive(Default)]
-pub(super) struct Traps {
-    keys: usize,
-    room: usize,
-}
+pub(super) struct Traps(());
 
 impl Traps {
     /// Makes room for `more` addresses at once.
     pub fn reserve(&mut self, more: usize) {
         const LEAST: usize = 192;
-        if more <= self.room {
+        let older = newest();
+        if older.is_some_and(|table| table.room.load(Relaxed) >= more) {
             return;
         }
-        let room = more.max(self.keys / 2).max(LEAST);
+        let room = more.max(older.map_or(0, |table| table.cells.len() / 2)).max(LEAST);
         let cells = (0..room + room / 5 + 1).map(|_| Default::default()).collect();
-        let table = Table { cells, older: newest() };
         // Release pairs with the Acquire in `newest`.
-        NEWEST.store(Box::into_raw(Box::new(table)), Release);
-        self.room = room;
+        NEWEST.store(Box::into_raw(Box::new(Table { cells, older, room: room.into() })), Release);
     }
 
     /// From now on an int3 at `addr` sends its thread to `target`.
@@ -76,8 +74,7 @@ impl Traps {
         let cell = table.cell(addr);
         cell.1.store(target, Release);
         cell.0.store(addr, Release);
-        self.keys += 1;
-        self.room -= 1;
+        table.room.fetch_sub(1, Relaxed);
     }
 
     /// The int3 at `addr` is gone; threads that executed it go back to the instruction.

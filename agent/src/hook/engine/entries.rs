@@ -35,9 +35,7 @@ impl Entries {
         match self.find(entry.addr()) {
             Ok(at) => self.0[at] = entry,
             Err(at) => {
-                if self.0.len() == self.0.capacity() {
-                    self.0.reserve_exact(64 + self.0.len() / 8);
-                }
+                self.expect(1);
                 self.0.insert(at, entry);
             }
         }
@@ -45,7 +43,9 @@ impl Entries {
 
     /// Makes room for `more` addresses.
     pub fn expect(&mut self, more: usize) {
-        self.0.reserve_exact(more);
+        if self.0.capacity() - self.0.len() < more {
+            self.0.reserve_exact(more.max(self.0.len() / 8));
+        }
     }
 
     pub fn values(&self) -> impl Iterator<Item = &Entry> {
