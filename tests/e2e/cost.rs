@@ -113,19 +113,19 @@ fn instructions(s: &Scratch, exe: &Path, script: Option<&str>) -> [u32; 2] {
 /// What each probe may add to what it probes, in instructions, and what it did add when this was written. A little more is let pass:
 /// compilers differ. Much less means that the table should be brought up to date.
 const COSTS: &[(&str, u32)] = &[
-    ("uprobe:PROBED { }", 87),
-    ("uprobe:PROBED { @=count(); }", 155),
-    ("uretprobe:PROBED { }", 183),
-    ("uretprobe:PROBED { @=count(); }", 251),
+    ("uprobe:PROBED { }", 78),
+    ("uprobe:PROBED { @=count(); }", 156),
+    ("uretprobe:PROBED { }", 161),
+    ("uretprobe:PROBED { @=count(); }", 239),
     // In seconds: a single-stepped call lasts anything, and is to stay in one bucket.
     (
         "uprobe:PROBED { @s[tid]=nsecs; } \
          uretprobe:PROBED /@s[tid]/ { @=hist((nsecs-@s[tid])/1000000000); delete(@s[tid]); }",
-        1079,
+        1068,
     ),
-    ("tracepoint:syscalls:sys_enter_getppid { }", 128),
-    ("tracepoint:syscalls:sys_enter_getppid { @=count(); }", 196),
-    ("tracepoint:syscalls:sys_exit_getppid { @=count(); }", 268),
+    ("tracepoint:syscalls:sys_enter_getppid { }", 119),
+    ("tracepoint:syscalls:sys_enter_getppid { @=count(); }", 197),
+    ("tracepoint:syscalls:sys_exit_getppid { @=count(); }", 269),
 ];
 
 #[test]
