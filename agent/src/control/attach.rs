@@ -154,14 +154,16 @@ impl Sites {
             links.filter_map(|l| Some((l.serial, code.get(&l.spec.ino)?.as_slice()))).collect();
         let is_mapped =
             |p: &Place| mapped.get(&p.link).is_some_and(|code| code.iter().any(|r| r.contains(&p.addr)));
-        let gone = self.places.take(|place| !is_mapped(place));
-        for place in &gone {
+        let mut places = self.places.take(|place| !is_mapped(place));
+        let mut gone: Dirty = places.iter().map(|place| place.addr).collect();
+        gone.dedup();
+        // Whatever else is there already belongs to what is mapped there now: it is placed anew, since the site is forgotten.
+        gone.iter().for_each(|addr| places.extend(self.places.take_at(*addr)));
+        for place in places {
             let session = self.links.get(&place.link).map(|(session, _)| *session);
             let session = sessions.iter_mut().find(|s| Some(s.id) == session);
             session.into_iter().for_each(|s| s.sites -= 1);
         }
-        let mut gone: Dirty = gone.iter().map(|place| place.addr).collect();
-        gone.dedup();
         let ranges: Vec<_> = gone.iter().map(|addr| *addr..*addr + 1).collect();
         if !ranges.is_empty() {
             self.engine.forget_unmapped(&ranges);
@@ -379,7 +381,9 @@ impl Sites {
         let mut all: Vec<Standing> = Vec::new();
         for (session, link, point) in self.links_at(sessions, addr) {
             let (cookie, link) = (link.points.cookie(point), link.spec.link);
-            let nth = all.iter().filter(|s| (s.session, s.link) == (session, link)).count() as u32;
+            // A link's points come one after another.
+            let before = all.last().filter(|s| (s.session, s.link) == (session, link));
+            let nth = before.map_or(0, |s| s.nth + 1);
             all.push(Standing { session, link, cookie, nth });
         }
         all

@@ -21,13 +21,10 @@ pub struct Place {
 pub struct Places(Vec<Place>);
 
 impl Places {
-    /// More than this at once are sorted in, and not put in one by one.
-    const FEW: usize = 8;
-
     /// Tells how many are coming at the most.
     pub fn expect(&mut self, more: usize) {
-        if more > Self::FEW {
-            self.0.reserve_exact(more);
+        if self.0.capacity() - self.0.len() < more {
+            self.0.reserve_exact(more.max(self.0.len() / 8));
         }
     }
 
@@ -36,17 +33,18 @@ impl Places {
         new.sort_unstable();
         new.dedup();
         new.retain(|place| self.0.binary_search(place).is_err());
-        if self.0.capacity() < self.0.len() + new.len() {
-            self.0.reserve_exact(new.len().max(self.0.len() / 8));
-        }
-        if new.len() > Self::FEW {
-            self.0.extend(&new);
-            // Two runs that are sorted: it merges them.
-            self.0.sort();
-        } else {
-            for place in &new {
-                let at = self.0.partition_point(|other| other < place);
-                self.0.insert(at, *place);
+        self.expect(new.len());
+        // From the end, so that only those move that come behind the first new one.
+        let (mut old, mut left) = (self.0.len(), new.len());
+        self.0.extend(&new);
+        while left > 0 {
+            let next = new[left - 1];
+            if old > 0 && self.0[old - 1] > next {
+                old -= 1;
+                self.0[old + left] = self.0[old];
+            } else {
+                left -= 1;
+                self.0[old + left] = next;
             }
         }
         new

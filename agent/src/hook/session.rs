@@ -1,7 +1,7 @@
 //! What a call carries from its entry to its return, for programs that run at both (uprobe sessions).
 //!
 //! Row i of the table belongs to whoever holds return slot i (returns.rs), and is only looked at by sites that have such
-//! programs. A call that never comes back leaves its row as it is: a part names the link and point that it is of, and
+//! programs. A call that never comes back leaves its row as it is: a row names its site, a part the link that it is of, and
 //! those are never used again, so what is left is found by nobody.
 
 use crate::arch::stubs::STUBS;
@@ -25,18 +25,21 @@ pub struct Carried {
     /// Whether any program was asked. If not, nothing below means anything.
     asked: bool,
     len: u32,
+    /// Where the call is.
+    site: u64,
     parts: [MaybeUninit<Part>; PARTS],
 }
 
 impl Carried {
     /// Nobody was asked.
     pub fn none() -> Self {
-        Self { asked: false, len: 0, parts: [const { MaybeUninit::uninit() }; PARTS] }
+        Self { asked: false, len: 0, site: 0, parts: [const { MaybeUninit::uninit() }; PARTS] }
     }
 
-    /// A program that runs at both ends runs at this one.
-    pub fn ask(&mut self) {
+    /// A program that runs at both ends runs at this one, at the address `site`.
+    pub fn ask(&mut self, site: u64) {
         self.asked = true;
+        self.site = site;
     }
 
     /// Program `who` wants the return, and remembers `word`. False when there is no room.
@@ -48,9 +51,10 @@ impl Carried {
         true
     }
 
-    /// What program `who` remembers of the call, if it wants the return.
-    pub fn of(&mut self, who: u64) -> Option<&mut Part> {
-        let written = self.parts.iter_mut().take(self.len as usize);
+    /// What program `who` remembers of the call at `site`, if it wants the return.
+    pub fn of(&mut self, site: u64, who: u64) -> Option<&mut Part> {
+        let len = if self.site == site { self.len as usize } else { 0 };
+        let written = self.parts.iter_mut().take(len);
         // SAFETY: the first `len` were written by `add`.
         written.map(|part| unsafe { part.assume_init_mut() }).find(|part| part.who == who)
     }
@@ -91,10 +95,12 @@ mod tests {
     #[test]
     fn a_call_carries_what_was_added_and_no_more_than_there_is_room_for() {
         let mut carried = Carried::none();
+        carried.ask(0x10);
         assert!((0..PARTS as u64).all(|who| carried.add(who + 1, who * 10)));
         assert!(!carried.add(99, 0), "there is no room");
-        assert_eq!(carried.of(3).map(|part| part.word), Some(20));
-        assert!(carried.of(99).is_none());
+        assert_eq!(carried.of(0x10, 3).map(|part| part.word), Some(20));
+        assert!(carried.of(0x10, 99).is_none());
+        assert!(carried.of(0x20, 3).is_none(), "left by a call of another function");
     }
 
     #[test]
@@ -104,9 +110,9 @@ mod tests {
         keep(5, &carried);
         // SAFETY: nobody else uses slots in this test.
         let row = unsafe { &mut *row(5) };
-        assert!(row.of(7).is_none());
-        carried.ask();
+        assert!(row.of(0x10, 7).is_none());
+        carried.ask(0x10);
         keep(5, &carried);
-        assert_eq!(row.of(7).map(|part| part.word), Some(1));
+        assert_eq!(row.of(0x10, 7).map(|part| part.word), Some(1));
     }
 }

@@ -11,7 +11,9 @@ struct Table {
     /// Open addressing, at most five sixths full. Keys are never removed. As large as it has to be: many are used little.
     cells: Box<[(AtomicUsize, AtomicUsize)]>,
     older: Option<&'static Table>,
-    /// How many keys it takes yet. For the control thread.
+    /// Cells of this and of all older ones. For the control thread, as the next.
+    total: usize,
+    /// How many keys it takes yet.
     room: AtomicUsize,
 }
 
@@ -58,10 +60,13 @@ impl Traps {
         if older.is_some_and(|table| table.room.load(Relaxed) >= more) {
             return;
         }
-        let room = more.max(older.map_or(0, |table| table.cells.len() / 2)).max(LEAST);
-        let cells = (0..room + room / 5 + 1).map(|_| Default::default()).collect();
+        // So that there are few, however many keys come one by one.
+        let before = older.map_or(0, |table| table.total);
+        let room = more.max(before / 2).max(LEAST);
+        let cells: Box<[_]> = (0..room + room / 5 + 1).map(|_| Default::default()).collect();
+        let total = before + cells.len();
         // Release pairs with the Acquire in `newest`.
-        NEWEST.store(Box::into_raw(Box::new(Table { cells, older, room: room.into() })), Release);
+        NEWEST.store(Box::into_raw(Box::new(Table { cells, older, total, room: room.into() })), Release);
     }
 
     /// From now on an int3 at `addr` sends its thread to `target`.

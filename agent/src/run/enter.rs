@@ -111,7 +111,7 @@ impl Entry {
         self.traits == SLOTLESS && self.program.needs().runs_through
     }
 
-    /// The program runs at both ends of a call, for the link and point that `who` is no other's name of.
+    /// The program runs at both ends of a call. At its address no other is called `who`, ever.
     pub fn of_session(self, who: u64) -> Self {
         Self { who, ..self }
     }
@@ -229,6 +229,11 @@ impl Default for List {
 }
 
 impl Direct {
+    /// Whether the assembly has nothing to do with either.
+    fn is_long_way(&self) -> bool {
+        self.entry.needs & self.ret.needs & List::LONG_WAY != 0
+    }
+
     /// What sites run that have nothing to be run directly.
     pub(crate) fn long_way() -> *mut Direct {
         static LONG_WAY: Direct = Direct { entry: List::long_way(), ret: List::long_way() };
@@ -268,7 +273,7 @@ impl Programs {
         let programs = list.map_or(std::ptr::null(), Arc::into_raw);
         // SAFETY: null, or the list, which the site keeps from here on.
         let direct = unsafe { programs.as_ref() }
-            .filter(|_| process::is_known())
+            .filter(|list| process::is_known() && !list.direct.is_long_way())
             .map_or(Direct::long_way(), |list| (&raw const list.direct).cast_mut());
         // Release: pairs with the Acquire in `published`, and with the loads of the assembly (x86 keeps their order);
         // the list is complete. A hit in between runs the old list or the new one.

@@ -50,7 +50,7 @@ pub fn nowhere() -> *mut u64 {
 
 /// At the function's entry: the program says by 0 that it wants the return.
 pub fn at_entry(entry: &Entry, who: &Who, hit: &Hit, carried: &mut Carried) {
-    carried.ask();
+    carried.ask(hit.func_ip);
     let mut word = 0;
     let moment = Moment { at_return: false, word: &raw mut word };
     let wants = moment.during(entry, who, hit) == Some(0);
@@ -61,7 +61,7 @@ pub fn at_entry(entry: &Entry, who: &Who, hit: &Hit, carried: &mut Carried) {
 
 /// At its return, for the programs that wanted it.
 pub fn at_return(entry: &Entry, who: &Who, hit: &Hit, carried: &mut Carried) {
-    if let Some(part) = carried.of(entry.session()) {
+    if let Some(part) = carried.of(hit.func_ip, entry.session()) {
         Moment { at_return: true, word: &raw mut part.word }.during(entry, who, hit);
     }
 }
