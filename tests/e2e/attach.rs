@@ -1,6 +1,6 @@
 //! Probes that come and go under running programs.
 
-use bpftime_tests::{Finished, Running, Scratch, eventually, symbol_offset};
+use bpftime_tests::{Finished, Running, Scratch, eventually, private_bytes, symbol_offset};
 use std::path::Path;
 use std::time::Duration;
 
@@ -174,4 +174,39 @@ fn an_event_for_one_process_brings_the_agent_there_and_counts_nowhere_else() {
     tool.signal(libc::SIGTERM);
     assert_eq!(counts(&tool.finish(LIMIT)), [77]);
     assert!(wanted.finish(LIMIT).status.success());
+}
+
+#[test]
+fn an_idle_probe_takes_little_memory() {
+    const PROBES: u64 = 10_000;
+    /// Bytes from one function of many.c to the next.
+    const STEP: u64 = 32;
+    /// Bytes of a probe, beside its thunk: 246 when this was written (goal 256), and allocators differ.
+    const MOST: f64 = 280.0;
+    let s = Scratch::new();
+    let (exe, tool) =
+        (s.compile("targets/many.c", "many", &[]), s.compile("tools/links.c", "links", &["-w"]));
+    let mut target = Running::start(s.target(&exe));
+    target.wait_for("RUNNING");
+    let first = symbol_offset(&exe, "first");
+    let attach = |n: u64| {
+        let mut cmd = s.tool(&tool);
+        cmd.arg("multi").arg(&exe).args([first, STEP, n].map(|n| n.to_string()));
+        let mut tool = Running::start(cmd);
+        tool.wait_for("READY");
+        tool
+    };
+    // The first probe brings what all share.
+    let one = attach(1);
+    let [_, _, before] = private_bytes(target.pid());
+    let many = attach(PROBES);
+    let [_, _, after] = private_bytes(target.pid());
+    let each = (after - before) / PROBES as f64;
+    println!("{each} bytes a probe");
+    assert!(before > 0.0 && each < MOST, "{each} bytes a probe");
+    for tool in [one, many] {
+        tool.signal(libc::SIGTERM);
+        assert!(tool.finish(LIMIT).status.success());
+    }
+    target.finish(LIMIT);
 }

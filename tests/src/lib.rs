@@ -248,6 +248,24 @@ pub struct Finished {
     pub status: std::process::ExitStatus,
 }
 
+/// Bytes that are this process's own, by mapping: (executable, of a file), (executable, anonymous), the others.
+pub fn private_bytes(pid: i32) -> [f64; 3] {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/smaps")).unwrap_or_default();
+    let mut bytes = [0.0; 3];
+    let mut kind = 2;
+    for line in text.lines() {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        match words.as_slice() {
+            [range, perms, _, _, inode, ..] if range.contains('-') => {
+                kind = if !perms.contains('x') { 2 } else { usize::from(*inode == "0") };
+            }
+            ["Private_Dirty:", kib, ..] => bytes[kind] += kib.parse::<f64>().unwrap_or(0.0) * 1024.0,
+            _ => {}
+        }
+    }
+    bytes
+}
+
 /// File offset of a symbol of an ELF file, as nm and readelf tell it.
 pub fn symbol_offset(file: &Path, symbol: &str) -> u64 {
     let text = |tool: &str, args: &[&str]| {

@@ -104,14 +104,14 @@ impl Sites {
         let of_file: Vec<&Mapping> =
             maps.iter().filter(|m| m.exec && resolve::is_file(m, spec.dev, spec.ino)).collect();
         let here = |offset| of_file.iter().filter_map(move |m| resolve::address(m, offset));
-        let points: Vec<_> = l.points.offsets().iter().zip(0..).collect();
+        let points = l.points.offsets();
         if self.links.insert(serial, (session.id, link)).is_none() {
             self.places.expect(points.len() * of_file.len());
         }
         // Some at a time: what is made on the way stays small.
-        for some in points.chunks(BATCH) {
-            let places = some.iter().flat_map(|(offset, point)| {
-                here(**offset).map(move |addr| Place { addr, link: serial, point: *point })
+        for (some, first) in points.chunks(BATCH).zip((0..).step_by(BATCH)) {
+            let places = some.iter().zip(first..).flat_map(|(offset, point)| {
+                here(*offset).map(move |addr| Place { addr, link: serial, point })
             });
             let new = self.places.add(places.collect());
             session.sites += new.len() as u32;

@@ -50,19 +50,23 @@ fn target(addr: usize) -> Option<&'static AtomicUsize> {
 
 /// The control thread's right to change the tables.
 #[derive(Default)]
-pub(super) struct Traps(());
+pub(super) struct Traps {
+    /// How many keys are coming, beyond those that the newest table has room for.
+    expected: usize,
+}
 
 impl Traps {
-    /// Makes room for `more` addresses at once.
-    pub fn reserve(&mut self, more: usize) {
+    /// Tells how many addresses are coming: they get one table.
+    pub fn expect(&mut self, more: usize) {
+        self.expected = more.saturating_sub(newest().map_or(0, |table| table.room.load(Relaxed)));
+    }
+
+    fn grow(&mut self) {
         const LEAST: usize = 192;
         let older = newest();
-        if older.is_some_and(|table| table.room.load(Relaxed) >= more) {
-            return;
-        }
         // So that there are few, however many keys come one by one.
         let before = older.map_or(0, |table| table.total);
-        let room = more.max(before / 2).max(LEAST);
+        let room = std::mem::take(&mut self.expected).max(before / 16).max(LEAST);
         let cells: Box<[_]> = (0..room + room / 5 + 1).map(|_| Default::default()).collect();
         let total = before + cells.len();
         // Release pairs with the Acquire in `newest`.
@@ -74,7 +78,9 @@ impl Traps {
         if let Some(known) = self::target(addr) {
             return known.store(target, Release);
         }
-        self.reserve(1);
+        if newest().is_none_or(|table| table.room.load(Relaxed) == 0) {
+            self.grow();
+        }
         let Some(table) = newest() else { return };
         let cell = table.cell(addr);
         cell.1.store(target, Release);

@@ -99,13 +99,25 @@ pub fn send(sock: BorrowedFd, bytes: &[u8], fds: &[BorrowedFd]) -> Result<(), Er
     }
 }
 
+/// How long the next message is, which stays where it is. 0 at the end.
+fn next_len(sock: BorrowedFd, flags: RecvFlags) -> Result<usize, Errno> {
+    loop {
+        // With TRUNC the kernel tells the whole length, whatever there is room for.
+        match net::recv(sock, &mut [0u8; 1], flags | RecvFlags::PEEK | RecvFlags::TRUNC) {
+            Err(Errno::INTR) => continue,
+            other => return other.map(|(_, len)| len),
+        }
+    }
+}
+
 /// Receives one message. `ECONNRESET` when the other end is gone.
 pub fn recv(sock: BorrowedFd, dontwait: bool) -> Result<Received, Errno> {
     let mut space = [MaybeUninit::<u8>::uninit(); rustix::cmsg_space!(ScmRights(FDS_MAX))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
-    let mut bytes = vec![0u8; MESSAGE_MAX];
-    let mut flags = RecvFlags::CMSG_CLOEXEC;
-    flags.set(RecvFlags::DONTWAIT, dontwait);
+    let wait = if dontwait { RecvFlags::DONTWAIT } else { RecvFlags::empty() };
+    // As much memory as it takes: nearly all are short, and whose heap this is does not know us.
+    let mut bytes = vec![0u8; next_len(sock, wait)?.clamp(1, MESSAGE_MAX)];
+    let flags = RecvFlags::CMSG_CLOEXEC | wait;
     let len = loop {
         match net::recvmsg(sock, &mut [IoSliceMut::new(&mut bytes)], &mut control, flags) {
             Err(Errno::INTR) => continue,

@@ -151,9 +151,9 @@ fn absolute(path: Vec<u8>) -> Vec<u8> {
     full.map_or(path, |p| p.into_os_string().into_vec())
 }
 
-/// A message holds some thousands of points; a larger link goes as several, ended by the same hang-up. Their ids.
+/// A message holds a thousand points, so that targets need little memory to read it; a larger link goes as several, ended by the same hang-up. Their ids.
 fn attach_in_pieces(spec: LinkSpec, prog: &object::ProgObject, watch: OwnedFd) -> Result<Vec<u32>, Errno> {
-    const POINTS_MAX: usize = 4096;
+    const POINTS_MAX: usize = 1024;
     let pieces: Vec<Vec<Point>> = spec.points.chunks(POINTS_MAX).map(<[Point]>::to_vec).collect();
     let mut ids = Vec::with_capacity(pieces.len());
     for (i, points) in pieces.into_iter().enumerate() {

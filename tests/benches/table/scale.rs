@@ -3,7 +3,7 @@
 
 use crate::row::{Row, Stat};
 use crate::{Side, in_turn};
-use bpftime_tests::{Running, Scratch, symbol_offset};
+use bpftime_tests::{Running, Scratch, private_bytes, symbol_offset};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -55,33 +55,15 @@ fn call(target: &mut Running) -> f64 {
     target.wait_for("takes").trim_start_matches("takes ").parse().expect("nanoseconds")
 }
 
-/// Bytes that are this process's own, by mapping: (executable, of a file), (executable, anonymous), the others.
-fn private(pid: i32) -> [f64; 3] {
-    let text = std::fs::read_to_string(format!("/proc/{pid}/smaps")).unwrap_or_default();
-    let mut bytes = [0.0; 3];
-    let mut kind = 2;
-    for line in text.lines() {
-        let words: Vec<&str> = line.split_whitespace().collect();
-        match words.as_slice() {
-            [range, perms, _, _, inode, ..] if range.contains('-') => {
-                kind = if !perms.contains('x') { 2 } else { usize::from(*inode == "0") };
-            }
-            ["Private_Dirty:", kib, ..] => bytes[kind] += kib.parse::<f64>().unwrap_or(0.0) * 1024.0,
-            _ => {}
-        }
-    }
-    bytes
-}
-
 fn memory(setting: &Setting, rounds: usize) -> Vec<Row> {
     let mut bytes = [vec![], vec![], vec![]];
     for _ in 0..rounds {
         let target = setting.target(Side::Bpftime);
         // The first probe brings what all share: an arena, tables, the program.
         let (one, _) = setting.attach(Side::Bpftime, "multi", 0, 1);
-        let before = private(target.pid());
+        let before = private_bytes(target.pid());
         let (many, _) = setting.attach(Side::Bpftime, "multi", 0, PROBES);
-        let after = private(target.pid());
+        let after = private_bytes(target.pid());
         (0..3).for_each(|i| bytes[i].push((after[i] - before[i]) / PROBES as f64));
         end(one);
         end(many);

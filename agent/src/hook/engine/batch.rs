@@ -8,7 +8,7 @@ use crate::hook::{Mute, Site, Want};
 
 /// Sites that are written together. Few enough that threads which were asked whether they block SIGTRAP were asked a
 /// moment ago.
-pub const BATCH: usize = 256;
+pub const BATCH: usize = 128;
 
 impl Engine {
     /// Probes `addr`, or changes what is wanted there. After an error nothing is changed.
@@ -38,7 +38,7 @@ impl Engine {
     /// Tells how many sites are coming: tables are made large enough at once.
     pub fn expect(&mut self, sites: usize) {
         // A first instruction and, mostly, two more boundaries.
-        self.traps.reserve(sites * 3);
+        self.traps.expect(sites * 3);
         self.entries.expect(sites);
         self.sites.expect(sites);
         self.records.expect(sites);
