@@ -48,7 +48,10 @@ impl Hash {
                     Ok(true)
                 }
                 Walk::At(spot) => self.replace(bucket, key, source, &spot, &mut held),
-                Walk::End { head } => self.insert(bucket, key, source, head, &mut held),
+                Walk::End { head } => match self.insert(bucket, key, source, head, &mut held) {
+                    Err(Errno::TOOBIG) if self.changes(bucket, head) => Ok(false),
+                    made => made,
+                },
             };
             match done {
                 Ok(false) => continue,
@@ -57,6 +60,17 @@ impl Hash {
             }
         }
         self.finish(held, Err(Errno::BUSY))
+    }
+
+    /// Whether a bucket's head changes within the time that another thread takes to link a node which it has: the last
+    /// free one may be for this very key. One that is interrupted there is not waited for.
+    #[cold]
+    fn changes(&self, bucket: u64, head: Link) -> bool {
+        const LOOKS: u32 = 16;
+        (0..LOOKS).any(|_| {
+            core::hint::spin_loop();
+            self.nodes.head(bucket).load(Relaxed) != head.0
+        })
     }
 
     #[inline]
