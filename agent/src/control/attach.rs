@@ -126,11 +126,7 @@ impl Sites {
         for serial in &serials {
             self.links.remove(serial);
         }
-        let gone = match serials[..] {
-            [] => vec![],
-            [one] => self.places.take(|place| place.link == one),
-            _ => self.places.take(|place| serials.binary_search(&place.link).is_ok()),
-        };
+        let gone = self.places.take(|place| serials.binary_search(&place.link).is_ok());
         dirty.extend(gone.iter().map(|place| place.addr));
         gone.len() as u32
     }
@@ -160,9 +156,7 @@ impl Sites {
         // Whatever else is there already belongs to what is mapped there now: it is placed anew, since the site is forgotten.
         gone.iter().for_each(|addr| places.extend(self.places.take_at(*addr)));
         for place in places {
-            let session = self.links.get(&place.link).map(|(session, _)| *session);
-            let session = sessions.iter_mut().find(|s| Some(s.id) == session);
-            session.into_iter().for_each(|s| s.sites -= 1);
+            self.session_of(sessions, &place).into_iter().for_each(|s| s.sites -= 1);
         }
         let ranges: Vec<_> = gone.iter().map(|addr| *addr..*addr + 1).collect();
         if !ranges.is_empty() {
@@ -173,6 +167,12 @@ impl Sites {
             // The site is used again when something is mapped at this address once more.
             self.publish_nothing(addr);
         }
+    }
+
+    /// Whose a place is.
+    fn session_of<'a>(&self, sessions: &'a mut [Session], place: &Place) -> Option<&'a mut Session> {
+        let (session, _) = self.links.get(&place.link)?;
+        sessions.iter_mut().find(|s| s.id == *session)
     }
 
     /// The list at an address is no more, if there is one.
@@ -399,8 +399,7 @@ impl Sites {
     /// Records that the probes at `addr` could not be placed.
     fn refuse(&mut self, sessions: &mut [Session], addr: usize) {
         for place in self.places.take_at(addr) {
-            let session = self.links.get(&place.link).map(|(session, _)| *session);
-            let Some(session) = sessions.iter_mut().find(|s| Some(s.id) == session) else { continue };
+            let Some(session) = self.session_of(sessions, &place) else { continue };
             session.sites -= 1;
             session.refused += 1;
         }

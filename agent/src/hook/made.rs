@@ -41,7 +41,7 @@ impl Made {
     }
 
     /// The bytes of the displaced instructions, as the program has them.
-    pub fn original(&self) -> &[u8] {
+    pub fn original(&self) -> &'static [u8] {
         &self.tail[self.original_at()..]
     }
 }

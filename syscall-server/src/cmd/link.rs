@@ -152,14 +152,19 @@ fn absolute(path: Vec<u8>) -> Vec<u8> {
 }
 
 /// A message holds a thousand points, so that targets need little memory to read it; a larger link goes as several, ended by the same hang-up. Their ids.
-fn attach_in_pieces(spec: LinkSpec, prog: &object::ProgObject, watch: OwnedFd) -> Result<Vec<u32>, Errno> {
+fn attach_in_pieces(
+    mut spec: LinkSpec,
+    prog: &object::ProgObject,
+    watch: OwnedFd,
+) -> Result<Vec<u32>, Errno> {
     const POINTS_MAX: usize = 1024;
-    let pieces: Vec<Vec<Point>> = spec.points.chunks(POINTS_MAX).map(<[Point]>::to_vec).collect();
-    let mut ids = Vec::with_capacity(pieces.len());
-    for (i, points) in pieces.into_iter().enumerate() {
+    // Out of what is copied for each piece.
+    let points = std::mem::take(&mut spec.points);
+    let mut ids = Vec::new();
+    for (i, piece) in points.chunks(POINTS_MAX).enumerate() {
         let link = if i == 0 { spec.link } else { object::next_id() };
         let watch = fds::hidden(&watch)?;
-        broker::attach(LinkSpec { link, points, ..spec.clone() }, prog, Some(watch))?;
+        broker::attach(LinkSpec { link, points: piece.to_vec(), ..spec.clone() }, prog, Some(watch))?;
         ids.push(link);
     }
     Ok(ids)

@@ -145,6 +145,11 @@ impl Entry {
         };
         self.addr()..self.addr() + len
     }
+    /// What the bytes that differ were.
+    fn covered(&self) -> &'static [u8] {
+        let original = self.thunk.original();
+        &original[..self.covers().len().min(original.len())]
+    }
     /// Whether [`Engine::upgrade`] has to do something about it yet.
     fn waits(&self) -> bool {
         self.form == Form::Fenced || self.leaving

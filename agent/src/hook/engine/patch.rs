@@ -41,7 +41,7 @@ impl Entry {
             return Vec::new();
         }
         let inner = self.inner(self.form);
-        let original = &self.thunk.original()[..self.covers().len().min(self.thunk.original().len())];
+        let original = self.covered();
         let (trap, jump) = (self.form == Form::Trap, self.form == Form::Jump);
         vec![
             self.each(if trap { &[] } else { &[0] }, &[INT3]),
@@ -207,9 +207,7 @@ impl Engine {
     }
 
     fn restore_at_once(&mut self, e: &Entry) -> bool {
-        let original = e.thunk.original();
-        let len = e.covers().len().min(original.len());
-        self.text.write_at_once(e.addr(), &original[..len]) == Some(true)
+        self.text.write_at_once(e.addr(), e.covered()) == Some(true)
     }
 
     /// Makes a site cover nothing but its first instruction, without a moment in which a hit is missed.
@@ -252,9 +250,7 @@ impl Engine {
     /// As `original`, for an entry that was taken out of the table.
     pub(super) fn original_of(&mut self, e: &Entry) -> Vec<u8> {
         let mut code = self.original(e.addr(), NEARBY);
-        let original = e.thunk.original();
-        let n = e.covers().len().min(original.len()).min(code.len());
-        code[..n].copy_from_slice(&original[..n]);
+        code.iter_mut().zip(e.covered()).for_each(|(byte, was)| *byte = *was);
         code
     }
 }

@@ -28,8 +28,7 @@ impl Engine {
             }
         };
         for e in self.entries.range(addr.saturating_sub(256)..end).filter(|e| e.form != Form::Bare) {
-            let (touched, original) = (e.covers().len(), e.thunk.original());
-            put(e.addr(), &original[..touched.min(original.len())]);
+            put(e.addr(), e.covered());
         }
         for (at, pad) in self.pads.range(addr.saturating_sub(JUMP)..end) {
             put(*at, &pad.original);
